@@ -1,0 +1,133 @@
+"""The whole set as uint8 on the device; gather, shift, flip and normalise there. The reference of all loaders."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float32, Int8, Int64, UInt8
+from numpy import ndarray as Array
+from torch import Tensor
+
+from kernels.crops import flips, shifts
+from kernels.images import gather_shift, normalised_values
+from pipeline.dataset import DamagedImageError, DilutedSet, ImageSplit, MemorySplit, decode
+from pipeline.errors import UserError
+from pipeline.sources.types import ArraySplit, Augmentation
+from pipeline.stream import Places
+
+
+class Resident:
+    """Images of one split on one device.
+
+    Args:
+        dataset: Where shape and statistics come from; all its images must have one shape.
+        split: The images.
+        seed: The run's seed; draws shifts and flips.
+        augmentation: How to augment; kind "none" for evaluation.
+        device: Where batches are made.
+
+    Raises:
+        UserError: If the images differ in size.
+    """
+
+    def __init__(
+        self,
+        dataset: DilutedSet,
+        split: ImageSplit,
+        *,
+        seed: int,
+        augmentation: Augmentation,
+        device: torch.device,
+    ) -> None:
+        if dataset.image_shape is None or augmentation.kind == "window":
+            raise UserError(
+                f"the resident loader holds images of one size, those of {dataset.name} differ: give --loader dali"
+            )
+        self.seed, self.augmentation, self.device = seed, augmentation, device
+        self.mean, self.std = dataset.mean, dataset.std
+        pixels, self.damaged = read_pixels(split, dataset.image_shape)
+        self.pixels = pixels
+        if device.type != "cpu":
+            self.on_device = torch.from_numpy(pixels).to(device)
+            self.table = torch.tensor(normalised_values(self.mean, self.std), device=device)
+
+    def bad(self, places: Places) -> Bool[Array, " b"]:
+        """Say which images could not be read."""
+        return self.damaged[places.image_ids]
+
+    def images(self, places: Places, example_ids: Int64[Array, " b"]) -> Float32[Tensor, "b c h w"]:
+        """Make a batch of the images at some places."""
+        batch, augmentation = len(example_ids), self.augmentation
+        if augmentation.kind == "shift":
+            shift = shifts(self.seed, places.epochs, example_ids, augmentation.shift_px)
+        else:
+            shift = np.zeros((batch, 2), dtype=np.int8)
+        flip = (
+            flips(self.seed, places.epochs, example_ids) if augmentation.flip else np.zeros(batch, dtype=np.bool_)
+        )
+        if self.device.type != "cpu":
+            return gather_shift_torch(
+                self.on_device,
+                torch.from_numpy(places.image_ids).to(self.device, non_blocking=True),
+                torch.from_numpy(shift).to(self.device, non_blocking=True),
+                torch.from_numpy(flip).to(self.device, non_blocking=True),
+                self.table,
+            )
+        _, height, width, channels = self.pixels.shape
+        out = np.empty((batch, channels, height, width), dtype=np.float32)
+        gather_shift(self.pixels, places.image_ids, shift, flip, self.mean, self.std, out)
+        return torch.from_numpy(out)
+
+    def close(self) -> None:
+        """Nothing runs in the background."""
+
+
+def read_pixels(
+    split: ImageSplit, shape: tuple[int, int, int]
+) -> tuple[UInt8[Array, "n h w c"], Bool[Array, " n"]]:
+    """Decode a whole split into one array.
+
+    Returns:
+        The pixels, zero where an image is damaged, and which images are damaged.
+    """
+    if isinstance(split, MemorySplit) and isinstance(split.split, ArraySplit):
+        return split.split.images[split.order], np.zeros(split.num_images, dtype=np.bool_)
+    pixels = np.zeros((split.num_images, *shape), dtype=np.uint8)
+    damaged = np.zeros(split.num_images, dtype=np.bool_)
+    for image_id in range(split.num_images):
+        try:
+            image = decode(split.item(image_id))
+            if image.shape != shape:
+                raise DamagedImageError(f"image {image_id} is {image.shape}, not {shape}")
+            pixels[image_id] = image
+        except DamagedImageError:
+            damaged[image_id] = True
+    return pixels, damaged
+
+
+def gather_shift_torch(
+    images: UInt8[Tensor, "n h w c"],
+    image_ids: Int64[Tensor, " b"],
+    shift: Int8[Tensor, "b 2"],
+    flip: Bool[Tensor, " b"],
+    table: Float32[Tensor, "c 256"],
+) -> Float32[Tensor, "b c h w"]:
+    """Do what `kernels.images.gather_shift` does, with torch operations on the images' device.
+
+    Args:
+        images: The whole set.
+        image_ids: Rows to gather.
+        shift: (dy, dx) in px.
+        flip: Whether to mirror the columns.
+        table: The normalised value of each pixel value, per channel.
+    """
+    _, height, width, channels = images.shape
+    device = images.device
+    rows = torch.arange(height, device=device) + shift[:, :1].long()  # b h
+    columns = torch.arange(width, device=device).expand(len(flip), width)
+    columns = torch.where(flip[:, None], width - 1 - columns, columns) + shift[:, 1:].long()  # b w
+    inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None, :]
+    rows, columns = rows.clamp(0, height - 1), columns.clamp(0, width - 1)
+    pixels = images[image_ids[:, None, None], rows[:, :, None], columns[:, None, :]]  # b h w c
+    pixels = torch.where(inside[..., None], pixels, 0).permute(0, 3, 1, 2).long()  # b c h w
+    return table[torch.arange(channels, device=device)[None, :, None, None], pixels]

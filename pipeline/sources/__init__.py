@@ -1,0 +1,37 @@
+"""Clean sets, one file each; this is the menu."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from pipeline.errors import UserError
+from pipeline.sources.fashion_mnist import open_fashion_mnist
+from pipeline.sources.mnist import open_mnist
+from pipeline.sources.mnist5k import open_mnist5k
+from pipeline.sources.synthetic import open_synthetic
+from pipeline.sources.types import ArraySplit, Augmentation, Source, Split
+
+__all__ = ["SOURCES", "ArraySplit", "Augmentation", "Source", "Split", "open_source"]
+
+SOURCES: dict[str, Callable[[Path | None], Source]] = {
+    "mnist5k": open_mnist5k,
+    "mnist": open_mnist,
+    "fashion_mnist": open_fashion_mnist,
+    "synthetic": open_synthetic,
+}
+
+
+def open_source(name: str, path: Path | None = None) -> Source:
+    """Open a clean set by its name.
+
+    Args:
+        name: One of `SOURCES`.
+        path: The user's own files, for the sets that are not embedded.
+
+    Raises:
+        UserError: If the name is not on the menu, or the set cannot be opened.
+    """
+    if name not in SOURCES:
+        raise UserError(f"no data set {name!r}: choose one of {', '.join(SOURCES)}")
+    return SOURCES[name](path)

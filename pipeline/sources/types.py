@@ -1,0 +1,102 @@
+"""What a clean set is: two splits, the names of its classes, and how to augment it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Integer, UInt8, UInt16
+from numpy import ndarray as Array
+
+from pipeline.errors import UserError
+from pipeline.types import Item
+
+
+@runtime_checkable
+class Split(Protocol):
+    """One split of a clean set, in the source's own fixed order."""
+
+    @property
+    def labels(self) -> UInt16[Array, " n"]:
+        """The source label of every image."""
+
+    def __len__(self) -> int: ...
+
+    def item(self, index: int) -> Item:
+        """Return one image as the source has it."""
+
+
+class ArraySplit:
+    """A split that lies in memory as one array; its items are raw pixels.
+
+    Args:
+        images: Pixels.
+        labels: One class id an image.
+        num_classes: K, at most 65,536.
+        name: What an error calls this split, such as the file that the labels came from.
+
+    Raises:
+        UserError: If there is no image, the counts differ, or a label lies outside [0, K).
+    """
+
+    def __init__(
+        self, images: UInt8[Array, "n h w c"], labels: Integer[Array, " m"], *, num_classes: int, name: str
+    ) -> None:
+        if len(images) != len(labels):
+            raise UserError(
+                f"{name}: {len(labels):,} labels for {len(images):,} images; "
+                "both must be as many: give the labels that belong to these images"
+            )
+        if images.size == 0:
+            raise UserError(f"{name}: images of shape {images.shape}; at least one image of one pixel is needed")
+        wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
+        if len(wrong):
+            raise UserError(
+                f"{name}: label {labels[wrong[0]]} of image {wrong[0]} (and {len(wrong) - 1:,} more); "
+                f"allowed are 0 to {num_classes - 1}: give labels of this data set"
+            )
+        self.images = images
+        self.labels: UInt16[Array, " n"] = labels.astype(np.uint16)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def item(self, index: int) -> Item:
+        """Return the raw pixels of one image."""
+        _, height, width, channels = self.images.shape
+        return Item(self.images[index].tobytes(), "raw", height, width, channels)
+
+
+@dataclass(frozen=True, slots=True)
+class Augmentation:
+    """How training sees the images of a clean set.
+
+    Args:
+        kind: "shift" pads and crops back at a random place, "window" is a random resized crop.
+        shift_px: The largest shift, in each direction, of kind "shift".
+        flip: Whether half of the images are mirrored left to right.
+    """
+
+    kind: Literal["shift", "window", "none"]
+    shift_px: int = 0
+    flip: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A clean set.
+
+    Args:
+        name: Its name in the menu.
+        classes: The name of every class; K of them.
+        train: What is diluted.
+        test: What is never diluted.
+        augmentation: How training augments it.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    train: Split
+    test: Split
+    augmentation: Augmentation

@@ -1,0 +1,92 @@
+"""The order of examples: position → example, a pure function of (seed, epoch, position).
+
+Positions run on for ever: epoch = position // N, and a batch may straddle epochs. Nothing is stored, so the place
+of a run in its data is one integer, and position 60,000,000 costs what position 0 costs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int64
+from numpy import ndarray as Array
+
+from kernels.permutation import Permutation, permutation
+from kernels.philox import ORDER
+from pipeline.errors import UserError
+
+
+class Places(NamedTuple):
+    """Where some positions of a stream lie.
+
+    Args:
+        epochs: Which pass over the data.
+        image_ids: The image to show.
+        copies: Which of its labels; 0 for a stream of images.
+    """
+
+    epochs: Int64[Array, " b"]
+    image_ids: Int64[Array, " b"]
+    copies: Int64[Array, " b"]
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Order `full`: in every epoch a new seeded permutation of all examples.
+
+    Args:
+        images: The image ids that are streamed (a held-out part is left out of the range).
+        num_copies: 1 + α, or 1 for a stream of images.
+        seed: 64 bits; the run's seed, not the noise seed.
+    """
+
+    images: range
+    num_copies: int
+    seed: int
+
+    def __len__(self) -> int:
+        """Return the number of examples in an epoch."""
+        return len(self.images) * self.num_copies
+
+    def at(self, positions: Int64[Array, " b"]) -> Places:
+        """Find the examples at some positions, in any order and at any distance."""
+        epochs, offsets = np.divmod(positions, len(self))
+        index = np.empty_like(positions)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            index[here] = _order(len(self), self.seed, int(epoch))(offsets[here])
+        copies, ranks = np.divmod(index, len(self.images))
+        return Places(epochs, ranks + self.images.start, copies)
+
+
+@lru_cache(maxsize=4)
+def _order(size: int, seed: int, epoch: int) -> Permutation:
+    return permutation(size, seed=seed, domain=ORDER, a=epoch)
+
+
+def check_batch(batch: int, *, num_examples: int, world_size: int = 1) -> None:
+    """Refuse a batch that cannot be cut into equal parts or that is larger than the data.
+
+    Raises:
+        UserError: With what is allowed.
+    """
+    if batch < 1 or batch % world_size:
+        raise UserError(f"batch {batch}; give a positive multiple of the number of processes, {world_size}")
+    if batch > num_examples:
+        raise UserError(f"batch {batch} is larger than the data, {num_examples} examples; lower --batch")
+
+
+def rank_positions(start: int, batch: int, *, rank: int = 0, world_size: int = 1) -> Int64[Array, " r"]:
+    """Cut rank r's part out of the global batch that covers positions [start, start + batch).
+
+    Args:
+        start: First position of the global batch.
+        batch: Its size over all ranks, a multiple of world_size.
+        rank: In [0, world_size).
+        world_size: W.
+    """
+    size = batch // world_size
+    return np.arange(start + rank * size, start + (rank + 1) * size, dtype=np.int64)
