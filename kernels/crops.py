@@ -1,7 +1,7 @@
 """Random windows, shifts and flips of images: which pixels an example shows in an epoch.
 
-Each is a pure function of (seed, epoch, example_id). Everything here is integers and × ÷ √ on float64, which IEEE 754
-rounds the same way everywhere. Sums are of integers only, so no compiler can contract one into a fused
+Each is a pure function of (seed, epoch, example_id). Everything here is integers and × ÷ √ on float64, which
+IEEE 754 rounds the same way everywhere. Sums are of integers only, so no compiler can contract one into a fused
 multiply-add: every machine gets the same windows, bit for bit.
 """
 
@@ -162,9 +162,7 @@ def _fill_shifts(
         out[i, 1] = _below(words[1], 2 * shift_px + 1) - shift_px
 
 
-def shifts(
-    seed: int, epochs: Int64[Array, " b"], example_ids: Int64[Array, " b"], shift_px: int
-) -> Int8[Array, "b 2"]:
+def shifts(seed: int, epochs: Int64[Array, " b"], example_ids: Int64[Array, " b"], shift_px: int) -> Int8[Array, "b 2"]:
     """Draw the shift (dy, dx) of each example, both uniform in [-shift_px, shift_px].
 
     Args:

@@ -117,9 +117,7 @@ def gather_shift(
     if len(mean) != channels or len(std) != channels:
         raise ValueError(f"{len(mean)} means and {len(std)} stds for {channels} channels; give one per channel")
     if not _all_below(image_ids, num_images):
-        raise IndexError(
-            f"image ids from {image_ids.min()} to {image_ids.max()}; they must be in [0, {num_images})"
-        )
+        raise IndexError(f"image ids from {image_ids.min()} to {image_ids.max()}; they must be in [0, {num_images})")
     _gather_shift(images, image_ids, shifts, flips, normalised_values(mean, std), out)
 
 

@@ -165,9 +165,7 @@ def _alias_rows(
                 out[first + j, 2 * block] = _pick(table, classes[first + j], shift, words[0, j], words[1, j])
             if 2 * block + 1 < alpha:
                 for j in range(size):
-                    out[first + j, 2 * block + 1] = _pick(
-                        table, classes[first + j], shift, words[2, j], words[3, j]
-                    )
+                    out[first + j, 2 * block + 1] = _pick(table, classes[first + j], shift, words[2, j], words[3, j])
 
 
 @parallel

@@ -48,9 +48,7 @@ class Permutation:
         """Return the position that goes to each value, in [0, size)."""
         return self._send(values, self.keys[::-1], True)
 
-    def _send(
-        self, values: Int64[Array, " b"], keys: UInt64[Array, "rounds 2"], inverse: bool
-    ) -> Int64[Array, " b"]:
+    def _send(self, values: Int64[Array, " b"], keys: UInt64[Array, "rounds 2"], inverse: bool) -> Int64[Array, " b"]:
         out = np.zeros(len(values), dtype=np.int64)
         if self.size > 1:
             half_bits, size = np.uint64(self.half_bits), np.uint64(self.size)

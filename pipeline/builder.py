@@ -43,8 +43,7 @@ from pipeline.manifest import (
     read_manifest,
     to_json,
 )
-from pipeline.sources.types import Source
-from pipeline.types import Item
+from pipeline.sources.types import Item, Source
 
 SHARD_IMAGES: Final = 2_048  # a multiple of the 1,024 images that `passes` permutes; 225 MB of ImageNet
 _OURS: Final = re.compile(

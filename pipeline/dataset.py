@@ -20,8 +20,7 @@ from pipeline.errors import UserError
 from pipeline.laws import Formula, Law, Uniform
 from pipeline.manifest import INDEX_DTYPE, Manifest, SplitFiles, read_manifest
 from pipeline.order import balanced_order
-from pipeline.sources.types import ArraySplit, Augmentation, Source, Split
-from pipeline.types import Item
+from pipeline.sources.types import ArraySplit, Augmentation, Item, Source, Split
 
 
 class DamagedImageError(Exception):

@@ -177,13 +177,9 @@ class Formula:
         )
         return np.where(copies == 0, source_labels, noisy)
 
-    def noisy_labels(
-        self, image_ids: Int64[Array, " b"], source_labels: UInt16[Array, " b"]
-    ) -> UInt16[Array, "b a"]:
+    def noisy_labels(self, image_ids: Int64[Array, " b"], source_labels: UInt16[Array, " b"]) -> UInt16[Array, "b a"]:
         """Compute the labels of copies 1..α of some images."""
-        return self.law.rows(
-            self.noise_seed, image_ids, source_labels, num_classes=self.num_classes, alpha=self.alpha
-        )
+        return self.law.rows(self.noise_seed, image_ids, source_labels, num_classes=self.num_classes, alpha=self.alpha)
 
     def all_labels(
         self, image_ids: Int64[Array, " b"], source_labels: UInt16[Array, " b"]

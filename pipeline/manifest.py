@@ -137,9 +137,7 @@ def from_json(text: str, *, where: str) -> Manifest:
         )
     body, _, seal = text.rpartition(_SEAL)
     if seal != f'"{hashlib.sha256(body.encode()).hexdigest()}"\n}}\n':
-        raise UserError(
-            f"{where} was changed after it was written (its own sha256 differs); build the data set again"
-        )
+        raise UserError(f"{where} was changed after it was written (its own sha256 differs); build the data set again")
     del fields["sha256"]
     try:
         law = law_from_json(fields["formula"].pop("law"))

@@ -6,31 +6,9 @@ Dims: n images, a copies (1 + alpha), b batch, c h w channels height width, k cl
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from jaxtyping import Float32, Int64
 from torch import Tensor
-
-Encoding = Literal["jpg", "png", "webp", "raw"]
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One image as its source has it.
-
-    Args:
-        data: The encoded file, or for "raw" uint8 pixels in h w c order.
-        encoding: What `data` is.
-        height: In px; 0 where it is not known without decoding.
-        width: In px; 0 where it is not known without decoding.
-        channels: 0 where it is not known without decoding.
-    """
-
-    data: bytes
-    encoding: Encoding
-    height: int = 0
-    width: int = 0
-    channels: int = 0
 
 
 @dataclass(slots=True)

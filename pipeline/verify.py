@@ -18,7 +18,7 @@ from numpy import ndarray as Array
 from pipeline.counts import NO_COUNTS, Counts
 from pipeline.dataset import DamagedImageError, decode
 from pipeline.manifest import INDEX_DTYPE, File, Manifest, Shard, SplitFiles, hash_file, read_manifest
-from pipeline.types import Item
+from pipeline.sources.types import Item
 
 
 class Problem(NamedTuple):
@@ -178,9 +178,7 @@ def _check_member(suffix: str, data: bytes, offset: int, record: Array, labels: 
 
 def _check_counts(manifest: Manifest, folder: Path, counts: Counts) -> Iterator[Problem]:
     if counts.num_right != manifest.num_right:
-        yield Problem(
-            "dataset.json", None, f"says {manifest.num_right:,} right labels; there are {counts.num_right:,}"
-        )
+        yield Problem("dataset.json", None, f"says {manifest.num_right:,} right labels; there are {counts.num_right:,}")
     if (folder / "counts.npz").exists() and (folder / "counts.npz").read_bytes() != counts.to_bytes(
         manifest.formula.num_classes
     ):

@@ -107,7 +107,8 @@ class Batches(Iterator[Batch]):
         self.loader.close()
 
     def _example_ids(self, places: Places) -> Int64[Array, " b"]:
-        return places.copies * self.dataset.formula.num_images + places.image_ids
+        ids: Int64[Array, " b"] = places.copies * self.dataset.formula.num_images + places.image_ids
+        return ids
 
     def _labels(self, places: Places) -> Int64[Tensor, " b"] | Int64[Tensor, "b a"]:
         formula = self.dataset.formula

@@ -53,7 +53,8 @@ class Resident:
 
     def bad(self, places: Places) -> Bool[Array, " b"]:
         """Say which images could not be read."""
-        return self.damaged[places.image_ids]
+        bad: Bool[Array, " b"] = self.damaged[places.image_ids]
+        return bad
 
     def images(self, places: Places, example_ids: Int64[Array, " b"]) -> Float32[Tensor, "b c h w"]:
         """Make a batch of the images at some places."""
@@ -62,9 +63,7 @@ class Resident:
             shift = shifts(self.seed, places.epochs, example_ids, augmentation.shift_px)
         else:
             shift = np.zeros((batch, 2), dtype=np.int8)
-        flip = (
-            flips(self.seed, places.epochs, example_ids) if augmentation.flip else np.zeros(batch, dtype=np.bool_)
-        )
+        flip = flips(self.seed, places.epochs, example_ids) if augmentation.flip else np.zeros(batch, dtype=np.bool_)
         if self.device.type != "cpu":
             return gather_shift_torch(
                 self.on_device,
@@ -82,9 +81,7 @@ class Resident:
         """Nothing runs in the background."""
 
 
-def read_pixels(
-    split: ImageSplit, shape: tuple[int, int, int]
-) -> tuple[UInt8[Array, "n h w c"], Bool[Array, " n"]]:
+def read_pixels(split: ImageSplit, shape: tuple[int, int, int]) -> tuple[UInt8[Array, "n h w c"], Bool[Array, " n"]]:
     """Decode a whole split into one array.
 
     Returns:

@@ -10,7 +10,27 @@ from jaxtyping import Integer, UInt8, UInt16
 from numpy import ndarray as Array
 
 from pipeline.errors import UserError
-from pipeline.types import Item
+
+Encoding = Literal["jpg", "png", "webp", "raw"]
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One image as its source has it.
+
+    Args:
+        data: The encoded file, or for "raw" uint8 pixels in h w c order.
+        encoding: What `data` is.
+        height: In px; 0 where it is not known without decoding.
+        width: In px; 0 where it is not known without decoding.
+        channels: 0 where it is not known without decoding.
+    """
+
+    data: bytes
+    encoding: Encoding
+    height: int = 0
+    width: int = 0
+    channels: int = 0
 
 
 @runtime_checkable

@@ -35,9 +35,7 @@ def test_one_uniform_label_equals_its_twin(seed: int, image_id: int, copy: int, 
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-@given(
-    SEEDS, st.integers(0, 2**40), st.integers(1, 600), st.integers(0, 19), st.sampled_from([1, 7, 10, 1000, 40_000])
-)
+@given(SEEDS, st.integers(0, 2**40), st.integers(1, 600), st.integers(0, 19), st.sampled_from([1, 7, 10, 1000, 40_000]))
 def test_rows_of_uniform_labels_are_the_labels_one_by_one(
     threads: int, seed: int, first: int, num_images: int, alpha: int, num_classes: int
 ) -> None:
@@ -84,9 +82,7 @@ def test_one_alias_label_equals_its_twin(
 ) -> None:
     table = alias_table(random_matrix(num_classes))
     true = data.draw(st.integers(0, num_classes - 1))
-    found = alias_at(
-        seed, np.array([image_id]), np.array([copy]), np.array([true], dtype=np.uint16), table=table
-    )
+    found = alias_at(seed, np.array([image_id]), np.array([copy]), np.array([true], dtype=np.uint16), table=table)
     assert found[0] == alias_plain(seed, image_id, copy, [int(entry) for entry in table[true]])
 
 
@@ -139,9 +135,7 @@ def test_alias_labels_follow_their_matrix(num_classes: int) -> None:
 def test_copy_0_is_drawn_apart_from_the_noisy_copies() -> None:
     table, ids = alias_table(np.full((10, 10), 0.1)), np.arange(100_000)
     classes = np.zeros(len(ids), dtype=np.uint16)
-    zero, one = (
-        alias_at(8, ids, np.full(len(ids), copy), classes, table=table).astype(np.int64) for copy in (0, 1)
-    )
+    zero, one = (alias_at(8, ids, np.full(len(ids), copy), classes, table=table).astype(np.int64) for copy in (0, 1))
     assert chisquare(np.bincount(zero * 10 + one, minlength=100)).pvalue > FALSE_ALARM
 
 

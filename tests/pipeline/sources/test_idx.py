@@ -164,17 +164,13 @@ def test_mnist_without_a_path_says_what_to_pass() -> None:
         open_source("mnist")
 
 
-def test_fashion_mnist_without_its_package_says_how_to_get_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_fashion_mnist_without_its_package_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fashion_mnist, "DEBIAN_FOLDER", tmp_path / "absent")
     with pytest.raises(UserError, match=r"apt-get install dataset-fashion-mnist.*--source"):
         open_source("fashion_mnist")
 
 
-def test_fashion_mnist_opens_from_the_folder_of_its_package(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_fashion_mnist_opens_from_the_folder_of_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fashion_mnist, "DEBIAN_FOLDER", tmp_path)
     write_set(tmp_path, SPELLINGS[1])
     assert len(open_source("fashion_mnist").train) == 20

@@ -31,13 +31,9 @@ def test_an_image_does_not_depend_on_how_many_there_are() -> None:
     assert np.array_equal(images_of(few.test), images_of(many.test)[:3])
 
 
-@pytest.mark.parametrize(
-    ("height", "width", "channels", "num_classes"), [(28, 28, 1, 10), (5, 9, 3, 3), (1, 1, 1, 1)]
-)
+@pytest.mark.parametrize(("height", "width", "channels", "num_classes"), [(28, 28, 1, 10), (5, 9, 3, 3), (1, 1, 1, 1)])
 def test_sets_of_any_size_can_be_made(height: int, width: int, channels: int, num_classes: int) -> None:
-    source = synthetic(
-        num_train=7, num_test=4, height=height, width=width, channels=channels, num_classes=num_classes
-    )
+    source = synthetic(num_train=7, num_test=4, height=height, width=width, channels=channels, num_classes=num_classes)
     assert images_of(source.train).shape == (7, height, width, channels)
     assert len(source.test) == 4
     assert len(source.classes) == num_classes
@@ -60,8 +56,7 @@ def test_the_noise_depends_on_the_seed() -> None:
 
 def test_the_pattern_depends_on_the_seed() -> None:
     one, other = (
-        images_of(synthetic(num_train=400, num_test=1, num_classes=1, seed=seed).train).mean(axis=0)
-        for seed in (0, 1)
+        images_of(synthetic(num_train=400, num_test=1, num_classes=1, seed=seed).train).mean(axis=0) for seed in (0, 1)
     )
     # The noise of a mean of 400 has a standard deviation of 0.75 * 74 / 20 = 2.8; patterns span 0 to 63.
     assert np.abs(one - other).mean() > 10
@@ -69,9 +64,7 @@ def test_the_pattern_depends_on_the_seed() -> None:
 
 def test_the_classes_can_be_learnt_from_one_pass_of_means() -> None:
     source = synthetic(num_train=1_000, num_test=500)
-    train, test = (
-        images_of(split).reshape(len(split), -1).astype(np.float64) for split in (source.train, source.test)
-    )
+    train, test = (images_of(split).reshape(len(split), -1).astype(np.float64) for split in (source.train, source.test))
     means = np.stack([train[source.train.labels == label].mean(axis=0) for label in range(10)])
     distance = ((test[:, None] - means) ** 2).sum(axis=-1)
     # Seeded, so there is no false alarm; class means are the ideal classifier of template plus noise.

@@ -41,9 +41,7 @@ def test_a_split_refuses_what_does_not_fit(make: Callable[[], ArraySplit], messa
 
 
 def test_an_unknown_data_set_lists_the_menu() -> None:
-    with pytest.raises(
-        UserError, match="no data set 'minst': choose one of mnist5k, mnist, fashion_mnist, synthetic"
-    ):
+    with pytest.raises(UserError, match="no data set 'minst': choose one of mnist5k, mnist, fashion_mnist, synthetic"):
         open_source("minst")
 
 

@@ -1,0 +1,50 @@
+"""Cross-entropy with the labels as they come, and what every method looks like."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal, Protocol
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipeline.types import Batch
+from train.clock import Clock
+from train.learner import Learner
+
+
+class Method(Protocol):
+    """One training step; knows nothing of optimizers, precision or schedules.
+
+    Attributes:
+        stream: What a batch holds: examples, or images with the labels of all their copies.
+        uses_clean_labels: Whether it is an oracle; every table says so.
+        num_labels: Labels that one row of a batch brings to the loss.
+    """
+
+    stream: ClassVar[Literal["examples", "images"]]
+    uses_clean_labels: ClassVar[bool]
+    num_labels: int
+
+    def __init__(self, *, num_classes: int, alpha: int) -> None: ...
+
+    def step(self, learner: Learner, batch: Batch, clock: Clock) -> dict[str, Tensor]:
+        """Train on one batch; return metrics that stay on the device."""
+        ...
+
+
+class Plain:
+    """Cross-entropy with one label an example."""
+
+    stream: ClassVar[Literal["examples", "images"]] = "examples"
+    uses_clean_labels: ClassVar[bool] = False
+
+    def __init__(self, *, num_classes: int, alpha: int) -> None:
+        self.num_labels = 1
+
+    def step(self, learner: Learner, batch: Batch, clock: Clock) -> dict[str, Tensor]:
+        """Train on one batch."""
+        logits = learner.logits(batch.images)
+        loss = F.cross_entropy(logits, batch.labels)
+        learner.update(loss, clock)
+        right = logits.detach().argmax(dim=1) == batch.labels
+        return {"train/loss": loss.detach(), "train/top1_accuracy": right.float().mean()}

@@ -1,0 +1,27 @@
+"""Learning rate: arithmetic on the clock."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+# Progress in [0, 1] after the warm-up → share of the peak rate.
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": lambda progress: 1.0,
+    "linear": lambda progress: 1.0 - progress,
+    "cosine": lambda progress: (1.0 + math.cos(math.pi * progress)) / 2.0,
+}
+
+
+def learning_rate(progress: float, *, schedule: str, peak: float, warmup_frac: float) -> float:
+    """Return the learning rate at some point of a run.
+
+    Args:
+        progress: Share of the run's examples seen, in [0, 1].
+        schedule: One of `SCHEDULES`.
+        peak: Rate at the end of the warm-up.
+        warmup_frac: Share of the run, in [0, 1), in which the rate climbs from 0 in a straight line.
+    """
+    if progress < warmup_frac:
+        return peak * progress / warmup_frac
+    return peak * SCHEDULES[schedule]((progress - warmup_frac) / (1.0 - warmup_frac))
