@@ -1,0 +1,124 @@
+"""The command `train`; typed recipes are the truth, this only fills one in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pipeline.console import Argument, Exit, Option, console, run
+
+# Heavy imports stand in the function: `train --help` answers without loading torch.
+
+
+def train(
+    dataset: Annotated[str, Argument(help="Clean set: mnist5k, mnist, fashion_mnist, synthetic …")],
+    alpha: Annotated[
+        int | None,
+        Option(
+            min=0,
+            help="Noisy labels per clean one; without --shards the set is diluted in memory "
+            "[default: the shards' own; mnist5k without shards: 20]",
+        ),
+    ] = None,
+    law: Annotated[
+        str | None, Option(help="Where noisy labels come from [default: the shards' own, or uniform]")
+    ] = None,
+    shards: Annotated[Path | None, Option(help="Folder of shards [default: the only shards/DATASET-alpha*]")] = None,
+    source: Annotated[Path | None, Option(help="Your own files of DATASET, when no shards are used")] = None,
+    clean: Annotated[
+        int | None,
+        Option(min=1, help="Use the first so many images of a class-balanced order [default: all]"),
+    ] = None,
+    model: Annotated[str | None, Option(help="perceptron, mlp1, mlp2, mlp4, conv2, conv4 [default: conv4]")] = None,
+    method: Annotated[str, Option(help="plain, h_alpha (oracle: reads the clean labels), histogram")] = "plain",
+    loader: Annotated[str, Option(help="auto, resident")] = "auto",
+    batch: Annotated[
+        int | None,
+        Option(min=1, help="Examples a step (images for h_alpha, histogram) [default: the recipe's]"),
+    ] = None,
+    lr: Annotated[float | None, Option(help="Peak learning rate [default: the recipe's]")] = None,
+    optimizer: Annotated[str | None, Option(help="sgd (Nesterov, momentum 0.9), adamw [default: sgd]")] = None,
+    weight_decay: Annotated[
+        float | None, Option(help="Of weights; norms and biases have none [default: 0.0005]")
+    ] = None,
+    schedule: Annotated[
+        str | None, Option(help="constant, linear, cosine, each after a warm-up [default: cosine]")
+    ] = None,
+    examples: Annotated[
+        int | None,
+        Option(min=1, help="Length of the run in examples (images for h_alpha, histogram) [default: the recipe's]"),
+    ] = None,
+    epochs: Annotated[float | None, Option(help="Length of the run in passes, in place of --examples")] = None,
+    seed: Annotated[int | None, Option(help="Draws order, augmentation and weights [default: 0]")] = None,
+    noise_seed: Annotated[int | None, Option(help="Draws the noisy labels [default: the shards' own, or 0]")] = None,
+    precision: Annotated[
+        str | None, Option(help="auto (bf16 where the hardware has it, else fp32), bf16, fp16, fp32 [default: auto]")
+    ] = None,
+    val_frac: Annotated[
+        float | None,
+        Option(help="Share of the training images held out for the noisy validation, in [0, 1) [default: 0.1]"),
+    ] = None,
+    eval_every: Annotated[
+        int | None, Option(min=1, help="Examples between evaluations [default: a thirtieth of the run]")
+    ] = None,
+    checkpoint_every: Annotated[
+        int | None,
+        Option(min=1, help="Examples between checkpoints, besides one every 5 minutes [default: 10,000,000]"),
+    ] = None,
+    out: Annotated[Path | None, Option(help="Run folder [default: runs/DATASET-METHOD-alphaA-seedS]")] = None,
+    resume: Annotated[
+        bool, Option("--resume", help="Start, go on, or show the result, whichever the run folder calls for")
+    ] = False,
+) -> None:
+    """Train a net on an α-diluted image data set."""
+    from pipeline.errors import UserError
+    from train.data import open_data
+    from train.experiment import Stopped, run_experiment, show_result, train_images
+    from train.recipes import Recipe, recipe_for
+
+    if examples is not None and epochs is not None:
+        raise UserError(f"--examples {examples} and --epochs {epochs} both give the length of the run; leave one out")
+    data = open_data(dataset, shards=shards, alpha=alpha, law=law, noise_seed=noise_seed, clean=clean, source=source)
+    given: dict[str, Any] = {
+        "alpha": alpha,
+        "law": law,
+        "noise_seed": noise_seed,
+        "clean": clean,
+        "shards": shards and str(shards),
+        "source": source and str(source),
+        "model": model,
+        "loader": loader,
+        "batch": batch,
+        "lr": lr,
+        "optimizer": optimizer,
+        "weight_decay": weight_decay,
+        "schedule": schedule,
+        "examples": examples,
+        "seed": seed,
+        "precision": precision,
+        "val_frac": val_frac,
+        "eval_every": eval_every,
+        "checkpoint_every": checkpoint_every,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    recipe = recipe_for(
+        dataset,
+        method,
+        num_images=train_images(data.formula.num_images, given.get("val_frac", Recipe.val_frac)),
+        num_copies=1 + data.formula.alpha,
+        epochs=epochs,
+        **given,
+    )
+    title = f"{dataset}-{method}-alpha{data.formula.alpha}-seed{recipe.seed}"
+    folder = out or Path("runs") / title
+    try:
+        result = run_experiment(recipe, data, folder, resume=resume)
+    except Stopped as stopped:
+        console.print(f"saved in {folder}; go on with the same command and --resume", soft_wrap=True)
+        raise Exit(128 + stopped.signal_number) from None
+    show_result(result, title, folder)
+
+
+def main() -> None:
+    """Run the command."""
+    run(train, name="train")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from typing import Final
 
 import torch
@@ -31,7 +32,7 @@ def mlp(image_shape: Shape, num_classes: int, *, num_hidden: int) -> nn.Module:
     """
     widths = [math.prod(image_shape)] + [MLP_WIDTH] * num_hidden
     layers: list[nn.Module] = [nn.Flatten()]
-    for width_in, width_out in zip(widths, widths[1:], strict=False):
+    for width_in, width_out in pairwise(widths):
         layers += [nn.Linear(width_in, width_out), nn.ReLU()]
     return nn.Sequential(*layers, nn.Linear(widths[-1], num_classes))
 

@@ -14,9 +14,7 @@ from train.clock import Clock
 from train.learner import Learner
 
 
-def h_alpha_targets(
-    labels: Int64[Tensor, " b"], *, alpha: float, num_classes: int
-) -> Float32[Tensor, "b k"]:
+def h_alpha_targets(labels: Int64[Tensor, " b"], *, alpha: float, num_classes: int) -> Float32[Tensor, "b k"]:
     """Turn clean labels into the label distribution of their α-diluted copies, (e_y + (α/K) 1) / (1 + α).
 
     Cross-entropy against it is label smoothing with ε = α/(1+α).

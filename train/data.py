@@ -1,0 +1,101 @@
+"""Which data a run trains on: shards, another formula over them, or a set diluted in memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from pathlib import Path
+from typing import Any, Final
+
+from pipeline.dataset import DilutedSet, dilute, open_shards, view
+from pipeline.errors import UserError
+from pipeline.laws import law_from_json, law_to_json
+from pipeline.sources import SOURCES, open_source
+from train.recipes import check_choice
+
+SHARDS: Final = Path("shards")  # where tools/build_shards writes
+IN_MEMORY_ALPHA: Final = {"mnist5k": 20}  # sets that need neither shards nor --alpha
+
+
+def open_data(
+    name: str,
+    *,
+    shards: Path | None = None,
+    alpha: int | None = None,
+    law: str | None = None,
+    noise_seed: int | None = None,
+    clean: int | None = None,
+    source: Path | None = None,
+) -> DilutedSet:
+    """Open the data of a run.
+
+    With neither `shards` nor `alpha`, the only folder shards/NAME-alpha* is taken; `alpha` alone dilutes in memory.
+
+    Args:
+        name: The clean set's name.
+        shards: Folder of shards; alpha, law, noise seed and clean are then a view of it.
+        alpha: Noisy labels a clean one.
+        law: Name of a law.
+        noise_seed: Draws the labels.
+        clean: Use the first so many images.
+        source: The user's own files, where there are no shards.
+
+    Raises:
+        UserError: If there is no such data, or it is not clear which.
+    """
+    made = None if law is None else law_from_json({"name": law})
+    if shards is None and alpha is None and source is None:
+        shards = only_shards(name)
+    if shards is not None:
+        if source is not None:
+            raise UserError(f"--shards {shards} and --source {source}: the images come from one of them, leave one out")
+        dataset = open_shards(shards)
+        if dataset.name != name:
+            raise UserError(f"{shards} holds {dataset.name}, not {name}; give its own shards, or train {dataset.name}")
+        return view(dataset, alpha=alpha, law=made, noise_seed=noise_seed, clean=clean)
+    check_choice("data set", name, SOURCES)
+    if alpha is None and (alpha := IN_MEMORY_ALPHA.get(name)) is None:
+        raise UserError(f"no --alpha for {name}; give the number of noisy labels per clean one, 0 or more")
+    return dilute(open_source(name, source), alpha=alpha, law=made, noise_seed=noise_seed or 0, clean=clean)
+
+
+def only_shards(name: str) -> Path | None:
+    """Return the only folder of shards of a clean set.
+
+    Returns:
+        None for a set that is diluted in memory when there are no shards.
+
+    Raises:
+        UserError: If there are several, or none.
+    """
+    found = sorted(path for path in SHARDS.glob(f"{name}-alpha*") if (path / "dataset.json").exists())
+    if len(found) > 1:
+        raise UserError(f"several shards of {name}: {', '.join(map(str, found))}; choose one with --shards")
+    if found:
+        return found[0]
+    if name in IN_MEMORY_ALPHA:
+        return None
+    check_choice("data set", name, SOURCES)
+    raise UserError(
+        f"there are no shards of {name} in {SHARDS}; build them with 'tools/build_shards {name} --alpha 20', "
+        "or give --shards DIR, or --alpha A to dilute in memory"
+    )
+
+
+def facts(dataset: DilutedSet) -> dict[str, Any]:
+    """Return what a run depends on, wherever the data lies."""
+    formula = dataset.formula
+    return {
+        "name": dataset.name,
+        "num_images": formula.num_images,
+        "num_test_images": dataset.test.num_images,
+        "num_classes": formula.num_classes,
+        "alpha": formula.alpha,
+        "law": law_to_json(formula.law),
+        "noise_seed": formula.noise_seed,
+        "image_shape": dataset.image_shape,
+        "mean": dataset.mean,
+        "std": dataset.std,
+        "augmentation": dataclasses.asdict(dataset.augmentation),
+        "source_labels_crc32": zlib.crc32(dataset.train.source_labels.astype("<u2").tobytes()),
+    }

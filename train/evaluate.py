@@ -1,0 +1,101 @@
+"""What a net is worth: on the test images, and on held-out images with their noisy labels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float32, Int64
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipeline.laws import Formula
+from pipeline.types import Batch
+from train.learner import Learner
+
+
+class Scores(NamedTuple):
+    """Means over images.
+
+    Args:
+        top1_accuracy: Share of right predictions.
+        loss: Cross-entropy in nats.
+        loss_se: Standard error of `loss` over images.
+    """
+
+    top1_accuracy: float
+    loss: float
+    loss_se: float
+
+
+def image_scores(
+    logits: Float32[Tensor, "b k"], labels: Int64[Tensor, "b a"]
+) -> tuple[Float32[Tensor, " b"], Float32[Tensor, " b"]]:
+    """Score each image against all its labels.
+
+    Args:
+        logits: One row an image.
+        labels: One column a label.
+
+    Returns:
+        Share of the labels that are predicted, and mean cross-entropy over the labels.
+    """
+    right = (logits.argmax(dim=1, keepdim=True) == labels).float().mean(dim=1)
+    return right, -F.log_softmax(logits, dim=1).gather(1, labels).mean(dim=1)
+
+
+def evaluate(learner: Learner, batches: Iterable[Batch], noise: Formula | None = None) -> Scores:
+    """Score a net on images that are each seen once.
+
+    Args:
+        learner: The net.
+        batches: Images with their source labels; rows are image ids.
+        noise: Score against all labels of each image under this formula, instead of its source label.
+    """
+    device = learner.device
+    sums = torch.zeros(4, dtype=torch.float64, device=device)  # images, right, loss, loss²
+    with learner.evaluating():
+        for batch in batches:
+            labels = batch.labels[:, None]
+            if noise is not None:
+                source = batch.labels.cpu().numpy().astype("uint16")
+                labels = torch.from_numpy(noise.all_labels(batch.rows.numpy(), source).astype("int64"))
+            right, loss = (x.double() for x in image_scores(learner.logits(batch.images), labels.to(device)))
+            count = torch.tensor(len(loss), dtype=torch.float64, device=device)
+            sums += torch.stack([count, right.sum(), loss.sum(), loss.square().sum()])
+    images, rights, total, squares = sums.tolist()  # device-to-host synchronization
+    mean = total / images
+    variance = max(0.0, squares / images - mean**2) * images / max(1.0, images - 1)
+    return Scores(rights / images, mean, math.sqrt(variance / images))
+
+
+def columns(evaluations: Sequence[dict[str, float]]) -> dict[str, float | None]:
+    """Report test accuracy under each rule of choosing an evaluation.
+
+    `last` and `last10` (mean of the last ten) choose nothing; `best_noisy_val` takes the evaluation with the lowest
+    loss on noisy validation labels; `best_test` takes the best one on the test labels, which nobody has: an oracle.
+
+    Args:
+        evaluations: In the order of the run, at least one.
+    """
+    accuracy = [row["eval/top1_accuracy"] for row in evaluations]
+    chosen = best_by_noisy_validation(evaluations)
+    return {
+        "last": accuracy[-1],
+        "last10": math.fsum(accuracy[-10:]) / len(accuracy[-10:]),
+        "best_noisy_val": None if chosen is None else accuracy[chosen],
+        "best_test": max(accuracy),
+    }
+
+
+def best_by_noisy_validation(evaluations: Sequence[dict[str, float]]) -> int | None:
+    """Return the index of the evaluation with the lowest noisy validation loss, the first of equals.
+
+    Returns:
+        None if nothing was held out.
+    """
+    losses = [row.get("eval/noisy_val_loss") for row in evaluations]
+    found = [loss for loss in losses if loss is not None]
+    return losses.index(min(found)) if found else None

@@ -1,0 +1,195 @@
+"""From a recipe to a finished run folder."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from pipeline.console import console
+from pipeline.dataset import DilutedSet
+from pipeline.errors import UserError
+from pipeline.loaders import open_batches, open_evaluation
+from pipeline.votes import vote_baseline
+from train.checkpoint import save_state
+from train.clock import Clock
+from train.data import facts
+from train.evaluate import best_by_noisy_validation, columns
+from train.learner import Learner, resolve_precision
+from train.loop import Run, fit, load, stop_signals
+from train.methods import METHODS
+from train.metrics import Display, Log
+from train.models import build_model
+from train.recipes import Recipe
+from train.run_folder import RunFolder
+from train.schedule import learning_rate
+
+
+class Stopped(Exception):
+    """The run was asked to stop and saved itself.
+
+    Args:
+        signal_number: Who asked.
+    """
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(f"stopped by signal {signal_number}")
+        self.signal_number = signal_number
+
+
+def train_images(num_images: int, val_frac: float) -> int:
+    """Return how many of the images are trained on; the last ones are held out, as whole images.
+
+    Image ids are a class-balanced shuffle, so the held-out part is balanced too.
+    """
+    return num_images - round(val_frac * num_images)
+
+
+def run_experiment(recipe: Recipe, dataset: DilutedSet, folder: Path, *, resume: bool = False) -> dict[str, Any]:
+    """Train, or go on training, and return what came out.
+
+    Args:
+        recipe: What to do.
+        dataset: What to train on.
+        folder: Where to write the run.
+        resume: Go on with the run that lies there; a finished one is only read.
+
+    Returns:
+        The content of result.json.
+
+    Raises:
+        UserError: If the recipe does not fit the data or the folder, or a loss is not finite.
+        Stopped: If Ctrl-C or SIGTERM stopped it; `resume` goes on.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    recipe = dataclasses.replace(recipe, precision=resolve_precision(recipe.precision, device))
+    learner = build_learner(recipe, dataset, device)
+    held_in = train_images(dataset.formula.num_images, recipe.val_frac)
+    if not held_in:
+        raise UserError(f"val_frac {recipe.val_frac} holds all {dataset.formula.num_images} images out; lower it")
+    method = METHODS[recipe.method](num_classes=dataset.num_classes, alpha=dataset.formula.alpha)
+    batches = open_batches(
+        dataset,
+        batch=recipe.batch,
+        seed=recipe.seed,
+        stream=method.stream,
+        images=range(held_in),
+        loader=recipe.loader,
+        device=device,
+    )
+    config = {"recipe": dataclasses.asdict(recipe), "data": facts(dataset)}
+    run_folder = RunFolder(folder, config, resume=resume)
+    if run_folder.finished:
+        batches.close()
+        result: dict[str, Any] = run_folder.read("result.json")
+        return result
+    held_out = range(held_in, dataset.formula.num_images)
+    run = Run(
+        recipe,
+        dataset,
+        run_folder,
+        learner,
+        method,
+        batches,
+        test=open_evaluation(dataset, loader=recipe.loader, device=device),
+        noisy_val=open_evaluation(dataset, "train", images=held_out, loader=recipe.loader, device=device)
+        if held_out
+        else None,
+        clock=Clock(recipe.batch, recipe.examples, batches.num_examples),
+    )
+    load(run)
+    log, display = Log(folder, examples=run.clock.examples), Display(run.clock)
+    try:
+        with stop_signals() as received:
+            fit(run, log, display, stop=lambda: bool(received))
+    finally:
+        display.close()
+        log.close()
+        batches.close()
+    if not run.clock.finished:
+        raise Stopped(received[0])
+    save_state(folder / "last.pt", learner.net.state_dict())
+    result = outcome(run)
+    run_folder.write("result.json", result)
+    return result
+
+
+def build_learner(recipe: Recipe, dataset: DilutedSet, device: torch.device) -> Learner:
+    """Build the net of a recipe with its optimizer.
+
+    Raises:
+        UserError: If the images differ in size or are too small for the net.
+    """
+    if dataset.image_shape is None:
+        raise UserError(f"the images of {dataset.name} differ in size; model {recipe.model} needs one size")
+    return Learner(
+        build_model(recipe.model, dataset.image_shape, dataset.num_classes, seed=recipe.seed),
+        rate=lambda clock: learning_rate(
+            clock.progress, schedule=recipe.schedule, peak=recipe.lr, warmup_frac=recipe.warmup_frac
+        ),
+        optimizer=recipe.optimizer,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        precision=recipe.precision,
+        device=device,
+    )
+
+
+def outcome(run: Run) -> dict[str, Any]:
+    """Return what goes into result.json."""
+    chosen = best_by_noisy_validation(run.evaluations)
+    best = {} if chosen is None else run.evaluations[chosen]
+    return {
+        "top1_accuracy": columns(run.evaluations),
+        "noisy_val_loss": best.get("eval/noisy_val_loss"),
+        "noisy_val_loss_se": best.get("eval/noisy_val_loss_se"),
+        "num_noisy_val_images": len(run.noisy_val) if run.noisy_val is not None else 0,
+        "num_test_images": len(run.test),
+        "vote_baseline": vote_baseline(run.dataset.num_classes, run.dataset.formula.alpha),
+        "uses_clean_labels": run.method.uses_clean_labels,
+        "examples": run.clock.examples,
+        "epochs": run.clock.epoch,
+        "num_replaced": run.batches.num_replaced,
+        "wall_s": round(run.clock.wall_s, 3),
+        **run.pace.totals(),
+    }
+
+
+def result_table(result: dict[str, Any], title: str) -> Table:
+    """Lay out a result for people."""
+    accuracy = result["top1_accuracy"]
+    rows = [
+        ("test accuracy, last", percent(accuracy["last"])),
+        ("test accuracy, mean of the last 10", percent(accuracy["last10"])),
+        ("test accuracy, best by noisy validation", percent(accuracy["best_noisy_val"])),
+        ("test accuracy, best on test (oracle)", percent(accuracy["best_test"])),
+        ("vote over an image's labels", percent(result["vote_baseline"])),
+    ]
+    if result["noisy_val_loss"] is not None:
+        loss = f"{result['noisy_val_loss']:.5f} ± {result['noisy_val_loss_se']:.5f}"
+        rows.append(("lowest noisy validation loss", f"{loss} ({result['num_noisy_val_images']:,} images)"))
+    if result["num_replaced"]:
+        rows.append(("images replaced, unreadable", f"{result['num_replaced']:,}"))
+    rows.append(("examples", f"{result['examples']:,} ({result['epochs']:.1f} epochs)"))
+    speed = f"{result['speed/examples_per_s']:,.0f} examples/s"
+    rows.append(("speed", f"{speed}, {result['data/wait_frac']:.0%} waiting for data"))
+    table = Table(title=title + (" (uses clean labels)" if result["uses_clean_labels"] else ""), box=None)
+    table.add_column("", no_wrap=True)
+    table.add_column("", no_wrap=True, justify="right")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def percent(share: float | None) -> str:
+    """Write a share for people."""
+    return "not measured" if share is None else f"{100 * share:.1f} %"
+
+
+def show_result(result: dict[str, Any], title: str, folder: Path) -> None:
+    """Print a result and where it lies."""
+    console.print(result_table(result, title))
+    console.print(f"run folder: {folder}", soft_wrap=True)

@@ -1,0 +1,174 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from pipeline.dataset import DilutedSet
+from pipeline.errors import UserError
+from pipeline.loaders import Batches, Evaluation
+from train.checkpoint import load_state, save_state
+from train.clock import Clock
+from train.evaluate import best_by_noisy_validation, evaluate
+from train.learner import Learner
+from train.methods import Method
+from train.metrics import Display, Log, Meter, Pace
+from train.recipes import Recipe
+from train.run_folder import RunFolder
+
+SAVE_EVERY_S: Final = 300.0
+
+
+@dataclass
+class Run:
+    """All that a run is made of.
+
+    Args:
+        recipe: What was asked for.
+        dataset: What is trained on.
+        folder: Where it is written down.
+        learner: The net.
+        method: What one step does.
+        batches: Endless training batches.
+        test: The test images.
+        noisy_val: The held-out training images; None if there are none.
+        clock: The time.
+        evaluations: One row each, in order.
+    """
+
+    recipe: Recipe
+    dataset: DilutedSet
+    folder: RunFolder
+    learner: Learner
+    method: Method
+    batches: Batches
+    test: Evaluation
+    noisy_val: Evaluation | None
+    clock: Clock
+    evaluations: list[dict[str, float]] = field(default_factory=list)
+    meter: Meter = field(default_factory=Meter)
+    pace: Pace = field(default_factory=Pace)
+    shown: dict[str, float] = field(default_factory=dict)
+    saved_at: float = field(default_factory=time.monotonic)
+
+
+def fit(run: Run, log: Log, display: Display, stop: Callable[[], bool]) -> None:
+    """Train to the end of the run, or until asked to stop; either way the last state is saved."""
+    recipe, clock = run.recipe, run.clock
+    while not clock.finished:
+        with run.pace.waiting():
+            batch = next(run.batches)
+        run.meter.add(run.method.step(run.learner, batch, clock))
+        run.pace.add(recipe.batch)
+        clock.tick()
+        if clock.passed(recipe.log_every):
+            read_metrics(run, log)
+            display.show(clock, run.shown)
+        if clock.passed(recipe.eval_every):
+            with run.pace.pausing():
+                evaluate_now(run, log)
+        stopping = stop()
+        if stopping or clock.passed(recipe.checkpoint_every) or time.monotonic() - run.saved_at > SAVE_EVERY_S:
+            with run.pace.pausing():
+                save(run)
+        if stopping:
+            return
+
+
+def read_metrics(run: Run, log: Log) -> None:
+    """Read what gathered on the device since the last reading, and log it.
+
+    Raises:
+        UserError: If a loss was not finite.
+    """
+    means, first_bad_step = run.meter.read(run.learner.first_bad_step)
+    if first_bad_step >= 0:
+        raise not_finite(run, first_bad_step)
+    values = {**means, **run.pace.read()}
+    if run.method.num_labels > 1:
+        values["speed/labels_per_s"] = values["speed/examples_per_s"] * run.method.num_labels
+    values["data/num_replaced"] = run.batches.num_replaced
+    log.write(run.clock, values)
+    run.shown |= values
+
+
+def evaluate_now(run: Run, log: Log) -> None:
+    """Evaluate on the test images and on the noisy validation, and keep the weights if they are the best yet."""
+    scores = evaluate(run.learner, run.test)
+    row = {"eval/top1_accuracy": scores.top1_accuracy, "eval/loss": scores.loss}
+    if run.noisy_val is not None:
+        noisy = evaluate(run.learner, run.noisy_val, run.dataset.formula)
+        row |= {"eval/noisy_val_loss": noisy.loss, "eval/noisy_val_loss_se": noisy.loss_se}
+    log.write(run.clock, row)
+    run.shown |= row
+    run.evaluations.append({"examples": run.clock.examples, **row})
+    if best_by_noisy_validation(run.evaluations) == len(run.evaluations) - 1:
+        save_state(run.folder.path / "best.pt", run.learner.net.state_dict())
+
+
+def save(run: Run) -> None:
+    """Write a checkpoint, unless something in it is broken: then the last good one stays.
+
+    Raises:
+        UserError: If a loss or a weight was not finite.
+    """
+    first_bad_step = int(run.learner.first_bad_step)
+    if first_bad_step >= 0 or not run.learner.is_finite():
+        raise not_finite(run, max(first_bad_step, 0) if first_bad_step >= 0 else run.clock.step - 1)
+    parts = ("learner", "clock", "meter")
+    state: dict[str, Any] = {part: getattr(run, part).state_dict() for part in parts}
+    save_state(run.folder.path / "checkpoint.pt", {**state, "evaluations": run.evaluations})
+    run.saved_at = time.monotonic()
+
+
+def load(run: Run) -> None:
+    """Go on from the checkpoint, if there is one.
+
+    Raises:
+        UserError: If it is damaged.
+    """
+    path = run.folder.path / "checkpoint.pt"
+    if path.exists():
+        state = load_state(path, run.learner.device)
+        for part in ("learner", "clock", "meter"):
+            getattr(run, part).load_state_dict(state[part])
+        run.evaluations = state["evaluations"]
+        run.batches.position = run.clock.examples
+
+
+def not_finite(run: Run, step: int) -> UserError:
+    """Describe a step whose loss was not finite; its examples come from the stream."""
+    first = step * run.recipe.batch
+    ids = run.batches.rows_at(first).tolist()
+    more = f" and {len(ids) - 8} more" if len(ids) > 8 else ""
+    return UserError(
+        f"the loss of step {step} is not finite (positions {first} to {first + len(ids) - 1} of the stream, "
+        f"example ids {', '.join(map(str, ids[:8]))}{more}); nothing was trained on it and the last good checkpoint "
+        f"is kept in {run.folder.path}: lower --lr, or give --precision fp32"
+    )
+
+
+@contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """Turn the first Ctrl-C or SIGTERM into an entry of a list, so that a step can end and be saved.
+
+    The second one ends the process at once.
+    """
+    received: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        received.append(number)
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+    before = {each: signal.signal(each, note) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)

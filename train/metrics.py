@@ -1,0 +1,200 @@
+"""From numbers on the device to a log that people and tools read."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from rich.progress import BarColumn, Progress, TextColumn
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from pipeline.console import console
+from train.checkpoint import replacing
+from train.clock import Clock
+
+_LINE_EVERY_S: Final = 10.0  # where there is no terminal
+
+
+class Meter:
+    """Means of device metrics over a log interval; adding never waits for the device, reading does, once."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.count = 0
+
+    def add(self, metrics: dict[str, Tensor]) -> None:
+        """Count one step's metrics."""
+        for name, value in metrics.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.count += 1
+
+    def read(self, flag: Tensor) -> tuple[dict[str, float], int]:
+        """Return the means and the flag, and begin a new interval.
+
+        Args:
+            flag: A whole number on the same device, read in the same breath.
+        """
+        values = torch.stack([*(value.double() for value in self.sums.values()), flag.double()])
+        *sums, raised = values.tolist()  # device-to-host synchronization, the only one of a log interval
+        means = {name: total / self.count for name, total in zip(self.sums, sums, strict=True)}
+        self.sums, self.count = {}, 0
+        return means, int(raised)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps, so that a resumed run logs the same means."""
+        return {"sums": self.sums, "count": self.count}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.sums, self.count = dict(state["sums"]), state["count"]
+
+
+class Pace:
+    """Examples a second and the share of time spent waiting for data, since the last reading.
+
+    Evaluations and checkpoints are not training and do not count.
+    """
+
+    def __init__(self) -> None:
+        self._began = time.perf_counter()
+        self._waited_s = 0.0
+        self._paused_s = 0.0
+        self._examples = 0
+        self.total_examples = 0
+        self.total_s = 0.0
+        self.total_waited_s = 0.0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the time of this block as waiting for data."""
+        start = time.perf_counter()
+        yield
+        self._waited_s += time.perf_counter() - start
+
+    @contextmanager
+    def pausing(self) -> Iterator[None]:
+        """Leave the time of this block out."""
+        start = time.perf_counter()
+        yield
+        self._paused_s += time.perf_counter() - start
+
+    def add(self, examples: int) -> None:
+        """Count examples that were trained on."""
+        self._examples += examples
+
+    def read(self) -> dict[str, float]:
+        """Return speed and share of waiting, and begin a new interval."""
+        now = time.perf_counter()
+        busy_s = max(now - self._began - self._paused_s, 1e-9)
+        values = {"speed/examples_per_s": self._examples / busy_s, "data/wait_frac": self._waited_s / busy_s}
+        self.total_examples += self._examples
+        self.total_s += busy_s
+        self.total_waited_s += self._waited_s
+        self._began, self._waited_s, self._paused_s, self._examples = now, 0.0, 0.0, 0
+        return values
+
+    def totals(self) -> dict[str, float]:
+        """Return the means over all intervals that were read in this process."""
+        seconds = max(self.total_s, 1e-9)
+        return {
+            "speed/examples_per_s": self.total_examples / seconds,
+            "data/wait_frac": self.total_waited_s / seconds,
+        }
+
+
+class Log:
+    """metrics.jsonl and TensorBoard events.
+
+    Args:
+        folder: The run's.
+        examples: Where the run goes on: rows beyond it, which a killed process wrote, are dropped.
+    """
+
+    def __init__(self, folder: Path, *, examples: int) -> None:
+        path = folder / "metrics.jsonl"
+        rows = kept_rows(path.read_text(encoding="utf-8"), examples) if path.exists() else []
+        with replacing(path) as file:
+            file.write("".join(row + "\n" for row in rows).encode())
+        self.file = path.open("a", encoding="utf-8")
+        self.events = SummaryWriter(str(folder), purge_step=examples + 1 if examples else None)
+
+    def write(self, clock: Clock, values: dict[str, float]) -> None:
+        """Append one row."""
+        time_of_run = {"examples": clock.examples, "step": clock.step, "epoch": round(clock.epoch, 6)}
+        self.file.write(json.dumps({**time_of_run, "wall_s": round(clock.wall_s, 3), **values}) + "\n")
+        self.file.flush()
+        for name, value in values.items():
+            self.events.add_scalar(name, value, clock.examples)
+
+    def close(self) -> None:
+        """Put everything on disk."""
+        self.file.close()
+        self.events.close()
+
+
+def kept_rows(text: str, examples: int) -> list[str]:
+    """Return the rows of a metrics.jsonl that lie at or before a point of the run.
+
+    Args:
+        text: What a process, perhaps killed while it wrote, left.
+        examples: That point.
+    """
+    rows = []
+    for row in text.splitlines():
+        try:
+            if json.loads(row)["examples"] <= examples:
+                rows.append(row)
+        except ValueError:  # torn by the kill
+            break
+    return rows
+
+
+class Display:
+    """A progress bar on a terminal; elsewhere a line every ten seconds."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.bar = Progress(
+            BarColumn(), TextColumn("{task.percentage:.0f} %  {task.fields[line]}"), console=console, transient=True
+        )
+        self.task = self.bar.add_task("", total=clock.total_examples, completed=clock.examples, line="")
+        self._line_at = 0.0
+        if console.is_terminal:
+            self.bar.start()
+
+    def show(self, clock: Clock, values: dict[str, float]) -> None:
+        """Show how far the run is.
+
+        Args:
+            clock: The run's.
+            values: What was last read.
+        """
+        line = progress_line(clock, values)
+        if console.is_terminal:
+            self.bar.update(self.task, completed=clock.examples, line=line)
+        elif clock.finished or time.monotonic() - self._line_at >= _LINE_EVERY_S:
+            self._line_at = time.monotonic()
+            console.print(f"{clock.examples:,}/{clock.total_examples:,} examples  {line}", soft_wrap=True)
+
+    def close(self) -> None:
+        """Leave the terminal clean."""
+        self.bar.stop()
+
+
+def progress_line(clock: Clock, values: dict[str, float]) -> str:
+    """Write speed, data-wait share, loss, accuracy and time to go; what is not known yet is left out."""
+    parts = []
+    if speed := values.get("speed/examples_per_s"):
+        left_s = round((clock.total_examples - clock.examples) / speed)
+        parts.append(f"{speed:,.0f} examples/s")
+        parts.append(f"data wait {values['data/wait_frac']:.0%}")
+        parts.append(f"loss {values['train/loss']:.4f}")
+        parts.append(f"ETA {left_s // 3600}:{left_s // 60 % 60:02d}:{left_s % 60:02d}")
+    if "eval/top1_accuracy" in values:
+        parts.append(f"test accuracy {values['eval/top1_accuracy']:.4f}")
+    return "  ".join(parts)

@@ -1,0 +1,95 @@
+"""The folder that says everything about a run.
+
+config.json      the complete recipe, and the facts of the data it ran on
+versions.json    one entry for each process that worked on the run: versions, processor, threads
+metrics.jsonl    one row per log interval and per evaluation; the same in TensorBoard event files
+checkpoint.pt    where to go on
+last.pt best.pt  weights at the end, and at the lowest noisy validation loss
+result.json      what came out; a folder that has it is finished
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.errors import UserError
+from train.checkpoint import replacing
+from train.recipes import FREE_FIELDS, difference
+
+
+class RunFolder:
+    """Opens a folder for a run, a new one or one to go on with.
+
+    Args:
+        path: Where.
+        config: {"recipe": …, "data": …}, plain values.
+        resume: Whether to go on with a run that lies there.
+
+    Raises:
+        UserError: If there is a run and `resume` is not set, the run is another one, or the folder holds
+            something else.
+    """
+
+    def __init__(self, path: Path, config: dict[str, dict[str, Any]], *, resume: bool) -> None:
+        self.path = path
+        if (path / "config.json").exists():
+            if not resume:
+                raise UserError(f"{path} holds a run already; add --resume to go on with it, or give another --out")
+            self._check_same(config)
+        elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise UserError(f"{path} exists and holds no run; give --out a new folder")
+        else:
+            path.mkdir(parents=True)
+            self.write("config.json", config)
+        if not self.finished:
+            self._note_versions()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its end."""
+        return (self.path / "result.json").exists()
+
+    def read(self, name: str) -> Any:
+        """Read one of the JSON files."""
+        try:
+            return json.loads((self.path / name).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"{self.path / name} is damaged ({error}); give another --out") from None
+
+    def write(self, name: str, content: Any) -> None:
+        """Write one of the JSON files, atomically."""
+        with replacing(self.path / name) as file:
+            file.write((json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+
+    def _check_same(self, config: dict[str, dict[str, Any]]) -> None:
+        before = self.read("config.json")
+        now = json.loads(json.dumps(config))  # tuples become lists, as they did on disk
+        changes = difference(before["data"], now["data"])
+        changes += difference(before["recipe"], now["recipe"], free=FREE_FIELDS)
+        if changes:
+            raise UserError(
+                f"{self.path} holds a run of another recipe ({'; '.join(changes)}); "
+                "resume it with its own flags, or give another --out"
+            )
+
+    def _note_versions(self) -> None:
+        entries = self.read("versions.json") if (self.path / "versions.json").exists() else []
+        self.write("versions.json", [*entries, describe_machine()])
+
+
+def describe_machine() -> dict[str, Any]:
+    """Return what a bitwise repetition depends on besides the recipe."""
+    return {
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("dilute", "torch", "numpy", "numba")},
+        "machine": platform.machine(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cpu_threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
