@@ -5,13 +5,39 @@
 
 from __future__ import annotations
 
+import ctypes
+import hashlib
+import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
-import numba  # noqa: TID251 - this is the place
+# numba's TBB threads are the ones that survive forks, several Python threads and a busy core (OpenMP's spin: a call of
+# 0.3 ms took 10 ms beside another process). The package tbb puts the library where the loader does not look.
+_TBB = Path(sys.prefix) / "lib" / "libtbb.so.12"
+if _TBB.exists():
+    ctypes.CDLL(str(_TBB), mode=ctypes.RTLD_GLOBAL)
+
+import numba  # noqa: E402, TID251 - this is the place
 
 __all__ = ["inline", "jit", "num_threads", "parallel", "prange"]
+
+
+def _cache_folder() -> str:
+    """Name a folder for compiled kernels after the content of this package.
+
+    numba looks only at a kernel's own file: after a change of philox.py it would go on using labels.py's old code.
+    """
+    here = Path(__file__).parent
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(here.glob("*.py")))).hexdigest()[:16]
+    home = here / "__pycache__" if os.access(here, os.W_OK) else Path.home() / ".cache" / "dilute"
+    return str(home / f"numba-{digest}")
+
+
+if "NUMBA_CACHE_DIR" not in os.environ:
+    numba.config.CACHE_DIR = _cache_folder()  # type: ignore[attr-defined]
 
 F = TypeVar("F", bound=Callable[..., Any])
 prange = numba.prange

@@ -76,6 +76,7 @@ def _uniform_rows(
         size = min(_TILE, num_images - first)
         words = np.empty((4, _TILE), dtype=np.uint32)
         labels = np.empty((8, _TILE), dtype=np.uint16)
+        rejected = np.empty(_TILE, dtype=np.uint32)
         for block in range((alpha + 7) >> 3):
             for j in range(size):
                 image_id = np.uint64(image_ids[first + j])
@@ -86,24 +87,23 @@ def _uniform_rows(
                 words[1, j] = w1
                 words[2, j] = w2
                 words[3, j] = w3
-            rejected = np.uint32(0)
+                rejected[j] = 0
             for w in range(4):
                 for j in range(size):
                     low = (words[w, j] & np.uint32(0xFFFF)) * num_classes
                     high = (words[w, j] >> np.uint32(16)) * num_classes
                     labels[2 * w, j] = np.uint16(low >> np.uint32(16))
                     labels[2 * w + 1, j] = np.uint16(high >> np.uint32(16))
-                    rejected |= np.uint32((low & np.uint32(0xFFFF)) < threshold)
-                    rejected |= np.uint32((high & np.uint32(0xFFFF)) < threshold)
+                    rejected[j] |= np.uint32((low & np.uint32(0xFFFF)) < threshold) << np.uint32(2 * w)
+                    rejected[j] |= np.uint32((high & np.uint32(0xFFFF)) < threshold) << np.uint32(2 * w + 1)
             count = min(8, alpha - 8 * block)
             for j in range(size):
                 for half in range(count):
                     out[first + j, 8 * block + half] = labels[half, j]
-            if rejected:
-                for half in range(count):
-                    for j in range(size):
-                        word = words[half >> 1, j] >> np.uint32(16 * (half & 1))
-                        if ((word & np.uint32(0xFFFF)) * num_classes) & np.uint32(0xFFFF) < threshold:
+            for j in range(size):
+                if rejected[j]:
+                    for half in range(count):
+                        if (rejected[j] >> np.uint32(half)) & np.uint32(1):
                             copy = 8 * block + half + 1
                             out[first + j, copy - 1] = _uniform(
                                 np.uint64(image_ids[first + j]), copy, num_classes, k0, k1, 1

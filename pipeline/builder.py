@@ -2,7 +2,7 @@
 
 Shards are written as ``.part`` and renamed when they are on disk; the manifest comes last, so a folder without one
 is unfinished and the same command finishes it. What an unfinished build knows of its finished shards lies in
-``.build``, which goes when the manifest comes.
+``.dilute-build``, which goes when the manifest comes.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ import fcntl
 import hashlib
 import json
 import multiprocessing
+import os
 import re
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -43,9 +45,11 @@ from pipeline.manifest import (
     read_manifest,
     to_json,
 )
-from pipeline.sources.types import Item, Source
+from pipeline.sources.types import ArraySplit, Item, Source
 
 SHARD_IMAGES: Final = 2_048  # a multiple of the 1,024 images that `passes` permutes; 225 MB of ImageNet
+_STATE: Final = ".dilute-build"  # a folder; its name is ours alone, because it is removed whole
+_LOCK: Final = ".dilute-build.lock"
 _OURS: Final = re.compile(
     r"((train|test)-\d{6}\.(tar|idx)|(train|test)\.index\.npy|counts\.npz|_info\.json|dataset\.json)(\.part)?"
 )
@@ -59,7 +63,7 @@ class Plan:
 
     Args:
         dataset: The diluted set, in memory.
-        source_sha256: Hash of the source's labels, which tells other sources of the same name apart.
+        source_sha256: Hash of the source, which tells others of the same name apart (see `plan_build`).
         shard_images: Images a shard.
     """
 
@@ -88,10 +92,16 @@ def _describe(named: DilutedSet | Manifest, num_test_images: int, cut: Plan | Ma
 
 
 def plan_build(source: Source, dataset: DilutedSet, *, shard_images: int = SHARD_IMAGES) -> Plan:
-    """Plan the shards of a set that was diluted in memory."""
-    digest = hashlib.sha256()
+    """Plan the shards of a set that was diluted in memory.
+
+    The source is hashed: its classes, labels and, where they lie in one array, pixels (files are too many to read).
+    """
+    digest = hashlib.sha256(json.dumps(source.classes).encode())
     for split in (source.train, source.test):
         digest.update(len(split).to_bytes(8, "little") + split.labels.astype("<u2").tobytes())
+        if isinstance(split, ArraySplit):
+            digest.update(repr(split.images.shape).encode())
+            digest.update(split.images.tobytes())
     return Plan(dataset, digest.hexdigest(), shard_images)
 
 
@@ -127,49 +137,72 @@ def build(
             f"cannot write {folder}: {error.strerror or error}; nothing unfinished was published: "
             "make room or give another --out, then run the same command again to go on"
         ) from error
+    except MemoryError as error:
+        raise UserError(
+            f"out of memory for a shard of up to {plan.shard_images:,} images with {plan.dataset.formula.alpha:,} noisy "
+            "labels each; lower --alpha, or --workers"
+        ) from error
 
 
 @contextmanager
 def _lock(folder: Path) -> Iterator[None]:
     """Keep a second builder out of a folder; the lock goes with the process, however it ends."""
-    path = folder / ".build.lock"
+    path = folder / _LOCK
+    busy = UserError(f"another build is working in {folder}; wait for it, or give another --out")
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"another build is working in {folder}; wait for it, or give another --out") from None
-        yield
-        path.unlink(missing_ok=True)
+            raise busy from None
+        if os.fstat(file.fileno()).st_nlink == 0:  # locked just after its owner removed it: another may hold a new one
+            raise busy
+        try:
+            yield
+        finally:
+            path.unlink()
 
 
 def _claim(plan: Plan, folder: Path, *, force: bool) -> Manifest | None:
     """Make sure that the folder is ours to write; return its manifest if it is finished already.
 
     Raises:
-        UserError: If it holds another data set, or files that are no data set's, and `force` is not given.
+        UserError: If it holds another data set, one that lacks files, or files that are no data set's, and `force`
+            is not given.
     """
-    state = folder / ".build"
+    state, finished = folder / _STATE, (folder / FILE_NAME).exists()
     wanted = plan.describe()
-    present = [path.name for path in folder.iterdir() if path.name not in (".build", ".build.lock")]
-    if (folder / FILE_NAME).exists() and not force:
+    present = sorted(path.name for path in folder.iterdir() if path.name not in (_STATE, _LOCK))
+    if finished and not force:
         manifest = read_manifest(folder)
         _refuse_other(_describe(manifest, manifest.test.num_images, manifest), wanted, folder)
+        _refuse_incomplete(manifest, folder)
+        shutil.rmtree(state, ignore_errors=True)  # is there if a build was killed after its last file
         return manifest
-    if (state / "plan.json").exists() and not force:
-        _refuse_other(json.loads((state / "plan.json").read_text()), wanted, folder)
-        return None
-    foreign = [name for name in present if not _OURS.fullmatch(name)]
+    if (state / "plan.json").exists() and not finished:
+        earlier = json.loads((state / "plan.json").read_text())
+        if earlier == wanted:
+            return None
+        if present and not force:
+            _refuse_other(earlier, wanted, folder)
     if present and not force:
         raise UserError(
             f"{folder} is not empty (it holds {present[0]}) and no data set of ours; "
             "give another --out, or --force to replace a data set that lies there"
         )
-    for name in set(present) - set(foreign):
-        (folder / name).unlink()
+    (folder / FILE_NAME).unlink(missing_ok=True)  # first: what is left if we are killed here must not look finished
+    for name in filter(_OURS.fullmatch, present):
+        (folder / name).unlink(missing_ok=True)
     shutil.rmtree(state, ignore_errors=True)
     state.mkdir()
     write_file(state / "plan.json", json.dumps(wanted).encode())
     return None
+
+
+def _refuse_incomplete(manifest: Manifest, folder: Path) -> None:
+    for file in manifest.files():
+        path = folder / file.name
+        if not path.exists() or path.stat().st_size != file.num_bytes:
+            raise UserError(f"{path} is missing or has another size than {FILE_NAME} says; build it again with --force")
 
 
 def _refuse_other(found: dict[str, Any], wanted: dict[str, Any], folder: Path) -> None:
@@ -220,9 +253,10 @@ def _write(plan: Plan, folder: Path, workers: int, progress: Progress) -> Manife
         info=_file("_info.json", info),
         source_sha256=plan.source_sha256,
         shard_images=plan.shard_images,
+        encoding=_encoded(dataset.train.item(0))[1],
     )
     write_file(folder / FILE_NAME, to_json(manifest).encode())
-    shutil.rmtree(folder / ".build")
+    shutil.rmtree(folder / _STATE)
     return manifest
 
 
@@ -275,6 +309,15 @@ _worker_plan: Plan  # set once in each worker process
 def _start_worker(plan: Plan) -> None:
     global _worker_plan
     _worker_plan = plan
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+
+def _exit_with_parent() -> None:
+    """Wait for the end of a builder that was killed: its worker would hang, or write into the next build's files."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+    os._exit(1)
 
 
 def _finish_in_worker(task: _Task) -> tuple[Written, Counts]:
@@ -282,7 +325,7 @@ def _finish_in_worker(task: _Task) -> tuple[Written, Counts]:
 
 
 def _finish_shard(plan: Plan, task: _Task) -> tuple[Written, Counts]:
-    """Write one shard and note in `.build` that it is finished, unless an earlier build did."""
+    """Write one shard and note in `.dilute-build` that it is finished, unless an earlier build did."""
     if earlier := _load_state(task.path):
         return earlier
     formula, split, image_ids = plan.dataset.formula, _images_of(plan, task.split), task.image_ids
@@ -330,7 +373,7 @@ def _file(name: str, data: bytes) -> File:
 
 
 def _state_path(shard: Path) -> Path:
-    return shard.parent / ".build" / f"{shard.name}.npz"
+    return shard.parent / _STATE / f"{shard.name}.npz"
 
 
 def _load_state(path: Path) -> tuple[Written, Counts] | None:

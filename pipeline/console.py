@@ -14,7 +14,7 @@ from pipeline.errors import UserError
 __all__ = ["Argument", "Exit", "Option", "UserError", "console", "run"]
 
 Argument, Exit, Option = typer.Argument, typer.Exit, typer.Option
-console = Console()
+console = Console(width=None if sys.stdout.isatty() else 120)  # a log file has room for a table
 # Typer exports no name for click's root of usage errors, and which click it uses depends on its version.
 _USAGE_ERROR: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 

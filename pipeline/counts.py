@@ -56,13 +56,12 @@ class Counts(NamedTuple):
 
     def to_bytes(self, num_classes: int) -> bytes:
         """Write a .npz file: the matrix ``counts`` up to K = 100, else the cells ``true``, ``label``, ``num``."""
-        arrays = {
-            "true": self.true.astype(np.uint16),
-            "label": self.label.astype(np.uint16),
-            "num": self.num,
-        }
         stream = BytesIO()  # not compressed: zlib's bytes depend on its version; NumPy dates the members 1980
-        np.savez(stream, allow_pickle=False, **(arrays if num_classes > 100 else {"counts": self.dense(num_classes)}))
+        if num_classes > 100:
+            true, label = self.true.astype(np.uint16), self.label.astype(np.uint16)
+            np.savez(stream, true=true, label=label, num=self.num)
+        else:
+            np.savez(stream, counts=self.dense(num_classes))
         return stream.getvalue()
 
 

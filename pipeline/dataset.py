@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import mmap
+import os
 import zlib
 from dataclasses import dataclass
-from functools import cached_property
 from io import BytesIO
 from pathlib import Path
 from typing import Protocol, Self
@@ -94,22 +94,24 @@ class ShardSplit:
         self._firsts = np.array([shard.first for shard in files.shards])
         self._maps: dict[int, mmap.mmap] = {}
         for file in (files.index, *files.shards):  # stat only: hashes are verify_shards' task
-            path = folder / file.name
-            found = path.stat().st_size if path.exists() else None
+            try:
+                found = os.stat(f"{folder}/{file.name}").st_size
+            except FileNotFoundError:
+                found = None
             if found != file.num_bytes:
                 state = "is missing" if found is None else f"has {found:,} bytes"
                 raise UserError(
-                    f"{path} {state}; the manifest says {file.num_bytes:,} bytes: "
+                    f"{folder / file.name} {state}; the manifest says {file.num_bytes:,} bytes: "
                     "run tools/verify_shards, or build the data set again with --force"
                 )
         self.index = np.load(folder / files.index.name, mmap_mode="r")
         if self.index.dtype != INDEX_DTYPE or len(self.index) != files.num_images:
             raise UserError(f"{folder / files.index.name} does not fit the manifest; build the data set again")
 
-    @cached_property
+    @property
     def source_labels(self) -> UInt16[Array, " n"]:
-        """The source label of every image."""
-        return np.ascontiguousarray(self.index["label"][: self.num_images])
+        """The source label of every image, in the mapped index: nothing is read until a label is asked for."""
+        return self.index["label"][: self.num_images]
 
     def item(self, image_id: int) -> Item:
         """Return an image's file, checked against its checksum."""

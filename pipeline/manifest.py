@@ -71,7 +71,7 @@ class Manifest:
         layout: "shared": an image's bytes are stored once.
         encoding: The image files' type, as their file name extension.
         info: timm's description of the shards.
-        source_sha256: Hash of the source's labels, which tells other sources of the same name apart.
+        source_sha256: Hash of the source, which tells others of the same name apart (see `plan_build`).
         shard_images: Images a shard.
         quarantine: Source images that were left out, with the reason.
     """
@@ -129,7 +129,7 @@ def from_json(text: str, *, where: str) -> Manifest:
         fields = json.loads(text)
         version = fields.pop("format_version")
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(f"{where} is no data set manifest ({error!r}); build the data set again") from None
+        raise UserError(f"{where} is no data set manifest ({error!r}); build the data set again with --force") from None
     if not isinstance(version, int) or not 1 <= version <= FORMAT_VERSION:
         raise UserError(
             f"{where} has format version {version}; this Dilute reads up to {FORMAT_VERSION}: "
@@ -137,7 +137,9 @@ def from_json(text: str, *, where: str) -> Manifest:
         )
     body, _, seal = text.rpartition(_SEAL)
     if seal != f'"{hashlib.sha256(body.encode()).hexdigest()}"\n}}\n':
-        raise UserError(f"{where} was changed after it was written (its own sha256 differs); build the data set again")
+        raise UserError(
+            f"{where} was changed after it was written (its own sha256 differs); build the data set again with --force"
+        )
     del fields["sha256"]
     try:
         law = law_from_json(fields["formula"].pop("law"))
@@ -156,8 +158,8 @@ def from_json(text: str, *, where: str) -> Manifest:
             fields[name] = tuple(fields[name])
         fields["image_shape"] = fields["image_shape"] and tuple(fields["image_shape"])
         return Manifest(**fields)
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{where} is damaged ({error!r}); build the data set again") from None
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{where} is damaged ({error!r}); build the data set again with --force") from None
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -168,14 +170,14 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / FILE_NAME
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_bytes().decode()  # read_text would mend a line feed that became a carriage return
     except FileNotFoundError:
         raise UserError(
             f"{folder} holds no finished data set ({FILE_NAME} is missing); "
             "give a folder that tools/build_shards wrote, or run it again to finish"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read ({error}); build the data set again") from None
+        raise UserError(f"{path} cannot be read ({error}); build the data set again with --force") from None
     return from_json(text, where=str(path))
 
 

@@ -41,6 +41,13 @@ def train(
     weight_decay: Annotated[
         float | None, Option(help="Of weights; norms and biases have none [default: 0.0005]")
     ] = None,
+    ema: Annotated[
+        float | None,
+        Option(
+            help="Evaluate an average of weights that weighs the last 1/EMA of the run most, 0 for none "
+            "[default: the recipe's]"
+        ),
+    ] = None,
     schedule: Annotated[
         str | None, Option(help="constant, linear, cosine, each after a warm-up [default: cosine]")
     ] = None,
@@ -92,6 +99,7 @@ def train(
         "lr": lr,
         "optimizer": optimizer,
         "weight_decay": weight_decay,
+        "ema": ema,
         "schedule": schedule,
         "examples": examples,
         "seed": seed,

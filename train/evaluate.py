@@ -56,13 +56,13 @@ def evaluate(learner: Learner, batches: Iterable[Batch], noise: Formula | None =
     """
     device = learner.device
     sums = torch.zeros(4, dtype=torch.float64, device=device)  # images, right, loss, loss²
-    with learner.evaluating():
+    with learner.evaluating() as logits_of:
         for batch in batches:
             labels = batch.labels[:, None]
             if noise is not None:
                 source = batch.labels.cpu().numpy().astype("uint16")
                 labels = torch.from_numpy(noise.all_labels(batch.rows.numpy(), source).astype("int64"))
-            right, loss = (x.double() for x in image_scores(learner.logits(batch.images), labels.to(device)))
+            right, loss = (x.double() for x in image_scores(logits_of(batch.images), labels.to(device)))
             count = torch.tensor(len(loss), dtype=torch.float64, device=device)
             sums += torch.stack([count, right.sum(), loss.sum(), loss.square().sum()])
     images, rights, total, squares = sums.tolist()  # device-to-host synchronization

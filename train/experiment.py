@@ -23,6 +23,7 @@ from train.loop import Run, fit, load, stop_signals
 from train.methods import METHODS
 from train.metrics import Display, Log
 from train.models import build_model
+from train.process import settle
 from train.recipes import Recipe
 from train.run_folder import RunFolder
 from train.schedule import learning_rate
@@ -64,6 +65,7 @@ def run_experiment(recipe: Recipe, dataset: DilutedSet, folder: Path, *, resume:
         UserError: If the recipe does not fit the data or the folder, or a loss is not finite.
         Stopped: If Ctrl-C or SIGTERM stopped it; `resume` goes on.
     """
+    settle()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     recipe = dataclasses.replace(recipe, precision=resolve_precision(recipe.precision, device))
     learner = build_learner(recipe, dataset, device)
@@ -111,7 +113,7 @@ def run_experiment(recipe: Recipe, dataset: DilutedSet, folder: Path, *, resume:
         batches.close()
     if not run.clock.finished:
         raise Stopped(received[0])
-    save_state(folder / "last.pt", learner.net.state_dict())
+    save_state(folder / "last.pt", learner.evaluated.state_dict())
     result = outcome(run)
     run_folder.write("result.json", result)
     return result
@@ -132,7 +134,9 @@ def build_learner(recipe: Recipe, dataset: DilutedSet, device: torch.device) -> 
         ),
         optimizer=recipe.optimizer,
         momentum=recipe.momentum,
+        beta2=recipe.beta2,
         weight_decay=recipe.weight_decay,
+        ema=recipe.ema,
         precision=recipe.precision,
         device=device,
     )

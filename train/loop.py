@@ -22,6 +22,7 @@ from train.recipes import Recipe
 from train.run_folder import RunFolder
 
 SAVE_EVERY_S: Final = 300.0
+_SAVED: Final = ("learner", "clock", "meter", "pace")
 
 
 @dataclass
@@ -98,7 +99,12 @@ def read_metrics(run: Run, log: Log) -> None:
 
 
 def evaluate_now(run: Run, log: Log) -> None:
-    """Evaluate on the test images and on the noisy validation, and keep the weights if they are the best yet."""
+    """Evaluate on the test images and on the noisy validation, and keep the weights if they are the best yet.
+
+    Raises:
+        UserError: If a loss or a weight was not finite.
+    """
+    check_finite(run)
     scores = evaluate(run.learner, run.test)
     row = {"eval/top1_accuracy": scores.top1_accuracy, "eval/loss": scores.loss}
     if run.noisy_val is not None:
@@ -108,7 +114,7 @@ def evaluate_now(run: Run, log: Log) -> None:
     run.shown |= row
     run.evaluations.append({"examples": run.clock.examples, **row})
     if best_by_noisy_validation(run.evaluations) == len(run.evaluations) - 1:
-        save_state(run.folder.path / "best.pt", run.learner.net.state_dict())
+        save_state(run.folder.path / "best.pt", run.learner.evaluated.state_dict())
 
 
 def save(run: Run) -> None:
@@ -117,11 +123,8 @@ def save(run: Run) -> None:
     Raises:
         UserError: If a loss or a weight was not finite.
     """
-    first_bad_step = int(run.learner.first_bad_step)
-    if first_bad_step >= 0 or not run.learner.is_finite():
-        raise not_finite(run, max(first_bad_step, 0) if first_bad_step >= 0 else run.clock.step - 1)
-    parts = ("learner", "clock", "meter")
-    state: dict[str, Any] = {part: getattr(run, part).state_dict() for part in parts}
+    check_finite(run)
+    state: dict[str, Any] = {part: getattr(run, part).state_dict() for part in _SAVED}
     save_state(run.folder.path / "checkpoint.pt", {**state, "evaluations": run.evaluations})
     run.saved_at = time.monotonic()
 
@@ -135,21 +138,34 @@ def load(run: Run) -> None:
     path = run.folder.path / "checkpoint.pt"
     if path.exists():
         state = load_state(path, run.learner.device)
-        for part in ("learner", "clock", "meter"):
+        for part in _SAVED:
             getattr(run, part).load_state_dict(state[part])
         run.evaluations = state["evaluations"]
         run.batches.position = run.clock.examples
 
 
-def not_finite(run: Run, step: int) -> UserError:
-    """Describe a step whose loss was not finite; its examples come from the stream."""
+def check_finite(run: Run) -> None:
+    """Stop a run that is broken; waits for the device.
+
+    Raises:
+        UserError: If a loss or a weight was not finite.
+    """
+    first_bad_step = int(run.learner.first_bad_step)
+    if first_bad_step >= 0:
+        raise not_finite(run, first_bad_step)
+    if not run.learner.is_finite():
+        raise not_finite(run, run.clock.step - 1, what="a weight after")
+
+
+def not_finite(run: Run, step: int, what: str = "the loss of") -> UserError:
+    """Describe a step that broke the run; its examples come from the stream."""
     first = step * run.recipe.batch
     ids = run.batches.rows_at(first).tolist()
     more = f" and {len(ids) - 8} more" if len(ids) > 8 else ""
     return UserError(
-        f"the loss of step {step} is not finite (positions {first} to {first + len(ids) - 1} of the stream, "
-        f"example ids {', '.join(map(str, ids[:8]))}{more}); nothing was trained on it and the last good checkpoint "
-        f"is kept in {run.folder.path}: lower --lr, or give --precision fp32"
+        f"{what} step {step} is not finite (positions {first} to {first + len(ids) - 1} of the stream, example ids "
+        f"{', '.join(map(str, ids[:8]))}{more}); the last good checkpoint is kept in {run.folder.path}: "
+        "start again with a lower --lr, or with --precision fp32"
     )
 
 

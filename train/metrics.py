@@ -100,12 +100,21 @@ class Pace:
         return values
 
     def totals(self) -> dict[str, float]:
-        """Return the means over all intervals that were read in this process."""
+        """Return the means over all intervals of the run that were read."""
         seconds = max(self.total_s, 1e-9)
         return {
             "speed/examples_per_s": self.total_examples / seconds,
             "data/wait_frac": self.total_waited_s / seconds,
         }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps."""
+        return {"examples": self.total_examples, "s": self.total_s, "waited_s": self.total_waited_s}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.total_examples, self.total_s = state["examples"], state["s"]
+        self.total_waited_s = state["waited_s"]
 
 
 class Log:

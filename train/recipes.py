@@ -38,7 +38,9 @@ class Recipe:
         optimizer: One of `OPTIMIZERS`.
         lr: Peak learning rate.
         momentum: Nesterov momentum of sgd, first beta of adamw, in [0, 1).
+        beta2: Second beta of adamw, in [0, 1).
         weight_decay: For weights; norms and biases have none.
+        ema: Evaluate an average of weights that weighs the last 1/ema of the run most; 0 for none.
         schedule: One of `SCHEDULES`.
         warmup_frac: Share of the run in which the rate climbs from 0, in [0, 1).
         precision: One of `PRECISIONS`.
@@ -67,7 +69,9 @@ class Recipe:
     optimizer: str = "sgd"
     lr: float = 0.02
     momentum: float = 0.9
+    beta2: float = 0.999
     weight_decay: float = 5e-4
+    ema: float = 0.0
     schedule: str = "cosine"
     warmup_frac: float = 0.05
     precision: str = "auto"
@@ -83,15 +87,15 @@ class Recipe:
         check_choice("optimizer", self.optimizer, OPTIMIZERS)
         check_choice("schedule", self.schedule, SCHEDULES)
         check_choice("precision", self.precision, PRECISIONS)
+        for name in ("momentum", "beta2", "warmup_frac", "val_frac"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}; give a number in [0, 1)")
+        for name in ("lr", "weight_decay", "ema"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"{name} is {getattr(self, name)}; give a finite number, 0 or more")
         for name in ("examples", "batch", "eval_every", "log_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; give a whole number of examples, 1 or more")
-        for name in ("momentum", "warmup_frac", "val_frac"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; give a number in [0, 1)")
-        for name in ("lr", "weight_decay"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(f"{name} is {getattr(self, name)}; give a finite number, 0 or more")
         if not 0 <= self.seed < 2**64:
             raise UserError(f"seed {self.seed}; give a whole number in [0, 2^64)")
 

@@ -1,0 +1,545 @@
+import dataclasses
+import fcntl
+import hashlib
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy import ndarray as Array
+from PIL import Image
+
+from pipeline.builder import Plan, build, plan_build
+from pipeline.counts import Counts
+from pipeline.dataset import decode, dilute, open_shards
+from pipeline.errors import UserError
+from pipeline.manifest import FILE_NAME, read_manifest
+from pipeline.sources import open_source
+from pipeline.sources.synthetic import synthetic
+from pipeline.sources.types import Augmentation, Item, Source
+from pipeline.verify import verify
+
+ROOT = Path(__file__).parents[2]
+STATE, LOCK = ".dilute-build", ".dilute-build.lock"
+
+
+def plan(num_train: int = 40, *, alpha: int = 3, seed: int = 0, shard_images: int = 8, **formula: Any) -> Plan:
+    source = synthetic(num_train=num_train, num_test=10, height=5, width=6, channels=1, seed=seed)
+    return plan_build(source, dilute(source, alpha=alpha, **formula), shard_images=shard_images)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Read every file below a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    build(plan(), folder)
+    return content(folder)
+
+
+# ---- what is written ----
+
+
+def test_a_build_leaves_the_files_of_the_data_set_and_nothing_else(undisturbed: dict[str, bytes]) -> None:
+    shards = [f"train-00000{number}" for number in range(5)] + ["test-000000", "test-000001"]
+    assert set(undisturbed) == {
+        *(f"{shard}.{suffix}" for shard in shards for suffix in ("tar", "idx")),
+        *("train.index.npy", "test.index.npy", "counts.npz", "_info.json", FILE_NAME),
+    }
+
+
+def test_the_bytes_do_not_depend_on_when_and_where(undisturbed: dict[str, bytes], tmp_path: Path) -> None:
+    build(plan(), tmp_path / "other" / "place")
+    assert content(tmp_path / "other" / "place") == undisturbed
+
+
+def test_the_bytes_do_not_depend_on_the_number_of_workers(undisturbed: dict[str, bytes], tmp_path: Path) -> None:
+    seen = []
+    build(plan(), tmp_path, workers=2, progress=lambda images, size: seen.append((images, size)))
+    assert content(tmp_path) == undisturbed
+    shards = [*(f"train-00000{number}.tar" for number in range(5)), "test-000000.tar", "test-000001.tar"]
+    assert seen == [(count, len(undisturbed[name])) for count, name in zip([8] * 6 + [2], shards, strict=True)]
+
+
+def test_the_format_never_changes_silently(tmp_path: Path) -> None:
+    source = open_source("mnist5k")
+    build(plan_build(source, dilute(source, alpha=3, clean=100)), tmp_path)
+    names = ("train-000000.tar", "train-000000.idx", "train.index.npy", "test-000000.tar", "_info.json")
+    assert {name: hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()[:16] for name in names} == {
+        "train-000000.tar": "c59ca119407d0a01",
+        "train-000000.idx": "081a8e08d05eee98",
+        "train.index.npy": "446cb3bd49ef0a6c",
+        "test-000000.tar": "758f11b73a628bc9",
+        "_info.json": "20fe665e8812db80",
+    }
+
+
+def test_the_manifest_says_what_was_asked_and_what_came_out(tmp_path: Path) -> None:
+    wanted = plan(alpha=20, noise_seed=7, clean=33)
+    manifest = build(wanted, tmp_path)
+    assert manifest == read_manifest(tmp_path)
+    assert manifest.formula == wanted.dataset.formula
+    assert (manifest.train.num_images, manifest.test.num_images) == (33, 10)
+    cuts = [(shard.first, shard.count) for shard in manifest.train.shards]
+    assert cuts == [(0, 8), (8, 8), (16, 8), (24, 8), (32, 1)]
+    labels = manifest.formula.all_labels(np.arange(33), wanted.dataset.train.source_labels)
+    counts = Counts.of(wanted.dataset.train.source_labels, labels)
+    assert manifest.num_right == int((labels == labels[:, :1]).sum())
+    with np.load(tmp_path / "counts.npz") as file:
+        assert np.array_equal(file["counts"], counts.dense(10))
+    fields = ("name", "classes", "image_shape", "mean", "std", "augmentation")
+    assert [getattr(manifest, name) for name in fields] == [getattr(wanted.dataset, name) for name in fields]
+
+
+def test_shards_are_the_set_that_was_diluted_in_memory(tmp_path: Path) -> None:
+    memory = plan(alpha=5).dataset
+    build(plan(alpha=5), tmp_path)
+    shards = open_shards(tmp_path)
+    assert shards.formula == memory.formula
+    for ours, theirs in ((shards.train, memory.train), (shards.test, memory.test)):
+        assert np.array_equal(ours.source_labels, theirs.source_labels)
+        assert all(
+            np.array_equal(pixels(ours.item(image_id)), pixels(theirs.item(image_id)))
+            for image_id in range(theirs.num_images)
+        )
+
+
+def pixels(item: Item) -> Array:
+    return decode(item)
+
+
+def stored_labels(folder: Path) -> list[list[int]]:
+    """Read the noisy labels of every training image with stock Python."""
+    rows = []
+    for path in sorted(folder.glob("train-*.tar")):
+        with tarfile.open(path) as archive:
+            members = [member for member in archive if member.name.endswith(".labels.npy")]
+            rows += [np.load(BytesIO(archive.extractfile(m).read())).tolist() for m in members]  # type: ignore[union-attr]
+    return rows
+
+
+def test_labels_of_a_smaller_alpha_are_a_prefix_of_those_of_a_larger_one(tmp_path: Path) -> None:
+    build(plan(alpha=10), tmp_path / "10")
+    build(plan(alpha=20), tmp_path / "20")
+    ten, twenty = stored_labels(tmp_path / "10"), stored_labels(tmp_path / "20")
+    assert len(ten) == 40
+    assert ten == [row[:10] for row in twenty]
+    assert {len(row) for row in twenty} == {20}
+
+
+def test_a_set_of_fewer_clean_images_is_a_prefix_of_the_whole(tmp_path: Path) -> None:
+    build(plan(), tmp_path / "all")
+    build(plan(clean=16), tmp_path / "few")
+    whole, few = content(tmp_path / "all"), content(tmp_path / "few")
+    same = {"train-000000.tar", "train-000001.tar", "train-000000.idx", "train-000001.idx"}
+    assert {name for name in few if few[name] == whole[name]} >= {*same, "test-000000.tar", "test.index.npy"}
+    assert {name for name in few if name.startswith("train-")} == same
+
+
+def test_alpha_zero_is_the_clean_set(tmp_path: Path) -> None:
+    manifest = build(plan(alpha=0), tmp_path)
+    assert stored_labels(tmp_path) == []
+    assert manifest.num_right == 40
+    assert verify(tmp_path) == []
+
+
+class Photos:
+    """A split of encoded files of different sizes."""
+
+    def __init__(self, num_images: int) -> None:
+        self.labels = (np.arange(num_images) % 2).astype(np.uint16)
+        self.files = []
+        for number in range(num_images):
+            stream = BytesIO()
+            Image.new("RGB", (8 + number, 9), (number * 20, 40, 90)).save(stream, "JPEG")
+            self.files.append(stream.getvalue())
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def item(self, index: int) -> Item:
+        return Item(self.files[index], "jpg")
+
+
+def test_encoded_images_pass_through_untouched(tmp_path: Path) -> None:
+    source = Source("photos", ("a", "b"), Photos(9), Photos(3), Augmentation("none"))
+    manifest = build(plan_build(source, dilute(source, alpha=2), shard_images=4), tmp_path)
+    assert (manifest.encoding, manifest.image_shape) == ("jpg", None)
+    assert verify(tmp_path) == []
+    dataset = open_shards(tmp_path)
+    index = np.load(tmp_path / "train.index.npy")
+    for image_id in range(9):
+        item = dataset.train.item(image_id)
+        assert (item.data, item.encoding) == (source.train.item(int(index[image_id]["source"])).data, "jpg")
+
+
+# ---- what is interrupted ----
+
+
+class StopError(Exception):
+    pass
+
+
+def stop_after(shards: int) -> Any:
+    def progress(images: int, size: int) -> None:
+        nonlocal shards
+        shards -= 1
+        if not shards:
+            raise StopError
+
+    return progress
+
+
+def times_of(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_same_command_goes_on_where_a_build_stopped(
+    undisturbed: dict[str, bytes], tmp_path: Path, workers: int, force: bool
+) -> None:
+    with pytest.raises(StopError):
+        build(plan(), tmp_path, progress=stop_after(3))
+    assert not (tmp_path / FILE_NAME).exists()
+    with pytest.raises(UserError, match="holds no finished data set"):
+        open_shards(tmp_path)
+    before = times_of(tmp_path)
+    build(plan(), tmp_path, workers=workers, force=force)
+    assert content(tmp_path) == undisturbed
+    after = times_of(tmp_path)
+    assert all(after[f"train-00000{number}.tar"] == before[f"train-00000{number}.tar"] for number in range(3))
+
+
+def test_a_finished_shard_that_was_damaged_since_is_written_again(
+    undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    with pytest.raises(StopError):
+        build(plan(), tmp_path, progress=stop_after(3))
+    data = bytearray((tmp_path / "train-000001.tar").read_bytes())
+    data[700] ^= 1
+    (tmp_path / "train-000001.tar").write_bytes(data)
+    (tmp_path / "train-000002.idx").unlink()
+    build(plan(), tmp_path)
+    assert content(tmp_path) == undisturbed
+
+
+def test_a_finished_build_is_not_done_again(tmp_path: Path) -> None:
+    first = build(plan(), tmp_path)
+    before = times_of(tmp_path)
+    assert build(plan(), tmp_path, progress=stop_after(1)) == first
+    assert times_of(tmp_path) == before
+
+
+def test_a_build_that_was_killed_after_its_manifest_is_finished(undisturbed: dict[str, bytes], tmp_path: Path) -> None:
+    build(plan(), tmp_path)
+    (tmp_path / STATE).mkdir()
+    (tmp_path / STATE / "plan.json").write_text("{}")
+    build(plan(), tmp_path)
+    assert content(tmp_path) == undisturbed
+
+
+def test_a_build_that_was_killed_before_it_noted_its_plan_starts(undisturbed: dict[str, bytes], tmp_path: Path) -> None:
+    (tmp_path / STATE).mkdir()
+    (tmp_path / LOCK).touch()
+    (tmp_path / STATE / "plan.json.part").write_text('{"na')
+    build(plan(), tmp_path)
+    assert content(tmp_path) == undisturbed
+
+
+BUILD = """
+import time
+from pathlib import Path
+from pipeline.builder import build, plan_build
+from pipeline.dataset import dilute
+from pipeline.sources.synthetic import synthetic
+
+def progress(images, size):
+    print("shard", flush=True)
+    time.sleep({pause})
+
+if __name__ == "__main__":
+    source = synthetic(num_train=40, num_test=10, height=5, width=6, channels=1)
+    plan = plan_build(source, dilute(source, alpha=3), shard_images={shard_images})
+    build(plan, Path({folder!r}), workers={workers}, progress=progress)
+"""
+
+
+@contextmanager
+def builder(
+    folder: Path, script: Path, *, workers: int, pause: float, shard_images: int = 8
+) -> Iterator[subprocess.Popen[str]]:
+    """Run a build in a process of its own that pauses after each shard; the file is what its workers import."""
+    script.write_text(BUILD.format(folder=str(folder), workers=workers, pause=pause, shard_images=shard_images))
+    process = subprocess.Popen([sys.executable, script], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    with process:
+        try:
+            assert process.stdout.readline() == "shard\n"
+            yield process
+        finally:
+            process.kill()
+
+
+def workers_of(process: subprocess.Popen[str]) -> list[int]:
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+def gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def test_a_killed_build_is_finished_by_the_same_command(undisturbed: dict[str, bytes], tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    with builder(folder, tmp_path / "script.py", workers=1, pause=60) as process:
+        os.kill(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    left = content(folder)
+    assert {"train-000000.tar", f"{STATE}/plan.json", LOCK} <= set(left)
+    assert FILE_NAME not in left
+    build(plan(), folder)
+    assert content(folder) == undisturbed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("delay_s", [0.0, 0.001, 0.003, 0.005, 0.008, 0.01, 0.012, 0.015])
+def test_a_build_that_is_killed_anywhere_is_finished_by_the_same_command(tmp_path: Path, delay_s: float) -> None:
+    folder = tmp_path / "out"
+    with builder(folder, tmp_path / "script.py", workers=1, pause=0, shard_images=1) as process:
+        time.sleep(delay_s)
+        os.kill(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL  # it had not ended by itself
+    build(plan(shard_images=1), folder)
+    build(plan(shard_images=1), tmp_path / "undisturbed")
+    assert content(folder) == content(tmp_path / "undisturbed")
+
+
+def test_the_workers_of_a_killed_build_end_with_it(undisturbed: dict[str, bytes], tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    with builder(folder, tmp_path / "script.py", workers=2, pause=60) as process:
+        workers = workers_of(process)
+        assert len(workers) == 2
+        os.kill(process.pid, signal.SIGKILL)
+    deadline = time.monotonic() + 20
+    while not all(map(gone, workers)):
+        assert time.monotonic() < deadline, "a worker outlived its builder"
+        time.sleep(0.05)
+    build(plan(), folder)
+    assert content(folder) == undisturbed
+
+
+def test_a_killed_worker_is_an_error_that_says_how_to_go_on(undisturbed: dict[str, bytes], tmp_path: Path) -> None:
+    def kill_a_worker(images: int, size: int) -> None:
+        me = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
+        for child in me:
+            if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
+                os.kill(int(child), signal.SIGKILL)
+
+    many = plan(400, shard_images=2)  # more shards than can be finished before the kill is noticed
+    with pytest.raises(UserError, match=r"^a worker process was killed .* run the same command again to go on"):
+        build(many, tmp_path / "out", workers=2, progress=kill_a_worker)
+    assert not (tmp_path / "out" / FILE_NAME).exists()
+    build(many, tmp_path / "out")
+    build(many, tmp_path / "undisturbed")
+    assert content(tmp_path / "out") == content(tmp_path / "undisturbed")
+
+
+# ---- what is refused ----
+
+
+def test_two_builds_in_one_folder_do_not_meet(undisturbed: dict[str, bytes], tmp_path: Path) -> None:
+    refused = []
+
+    def second(images: int, size: int) -> None:
+        with pytest.raises(UserError, match=r"^another build is working in .*; wait for it, or give another --out"):
+            build(plan(), tmp_path)
+        refused.append(True)
+
+    build(plan(), tmp_path, progress=second)
+    assert len(refused) == 7
+    assert content(tmp_path) == undisturbed
+
+
+def test_a_lock_that_a_killed_build_left_locks_nobody_out(undisturbed: dict[str, bytes], tmp_path: Path) -> None:
+    (tmp_path / LOCK).touch()
+    build(plan(), tmp_path)
+    assert content(tmp_path) == undisturbed
+
+
+def test_a_lock_that_was_removed_while_we_took_it_is_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock_of_one_that_came_late(descriptor: int, operation: int) -> None:
+        (tmp_path / LOCK).unlink()  # the earlier build ends here, between our open and our lock
+        (tmp_path / LOCK).touch()  # and a third one begins
+
+    monkeypatch.setattr(fcntl, "flock", flock_of_one_that_came_late)
+    with pytest.raises(UserError, match=r"^another build is working"):
+        build(plan(), tmp_path)
+    assert list(content(tmp_path)) == [LOCK]
+
+
+@pytest.mark.parametrize(
+    ("other", "difference"),
+    [
+        ({"alpha": 4}, "alpha is 3, asked for is 4"),
+        ({"noise_seed": 1}, "noise_seed is 0, asked for is 1"),
+        ({"clean": 39}, "num_images is 40, asked for is 39"),
+        ({"shard_images": 16}, "shard_images is 8, asked for is 16"),
+        ({"seed": 1}, "source_sha256 is "),  # the same labels, other pixels
+    ],
+)
+@pytest.mark.parametrize("finished", [True, False])
+def test_another_data_set_is_neither_touched_nor_continued(
+    tmp_path: Path, other: dict[str, Any], difference: str, finished: bool
+) -> None:
+    if finished:
+        build(plan(), tmp_path)
+    else:
+        with pytest.raises(StopError):
+            build(plan(), tmp_path, progress=stop_after(2))
+    before = content(tmp_path)
+    with pytest.raises(UserError, match=f"holds another data set: {difference}.*give another --out, or --force"):
+        build(plan(**other), tmp_path)
+    assert content(tmp_path) == before
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_force_replaces_another_data_set_and_leaves_foreign_files_alone(
+    undisturbed: dict[str, bytes], tmp_path: Path, finished: bool
+) -> None:
+    foreign = {"notes.txt": b"mine", "train-1.tar": b"mine too", ".build/x": b"", "deep/train-000000.tar": b"my own"}
+    if finished:
+        build(plan(100, alpha=9), tmp_path)
+    else:
+        with pytest.raises(StopError):
+            build(plan(100, alpha=9), tmp_path, progress=stop_after(9))
+        (tmp_path / "train-000009.tar.part").write_bytes(b"half a shard")
+    for name, data in foreign.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    build(plan(), tmp_path, force=True)
+    assert content(tmp_path) == {**undisturbed, **foreign}
+
+
+def test_force_builds_a_damaged_data_set_again(undisturbed: dict[str, bytes], tmp_path: Path) -> None:
+    build(plan(), tmp_path)
+    (tmp_path / FILE_NAME).write_text("{")
+    with pytest.raises(UserError, match=r"no data set manifest.* build the data set again with --force"):
+        build(plan(), tmp_path)
+    build(plan(), tmp_path, force=True)
+    assert content(tmp_path) == undisturbed
+
+
+def test_force_that_is_interrupted_leaves_nothing_that_looks_finished(tmp_path: Path) -> None:
+    build(plan(), tmp_path)
+    with pytest.raises(StopError):
+        build(plan(), tmp_path, force=True, progress=stop_after(1))
+    assert not (tmp_path / FILE_NAME).exists()
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated"])
+@pytest.mark.parametrize("name", ["train-000001.tar", "test-000000.idx", "train.index.npy", "counts.npz"])
+def test_a_data_set_that_lost_a_file_is_not_called_finished(tmp_path: Path, name: str, damage: str) -> None:
+    build(plan(), tmp_path)
+    if damage == "missing":
+        (tmp_path / name).unlink()
+    else:
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-1])
+    with pytest.raises(UserError, match=rf"{name} is missing or has another size .* build it again with --force"):
+        build(plan(), tmp_path)
+
+
+def test_a_folder_of_other_things_is_not_touched(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(UserError, match=r"is not empty \(it holds thesis.tex\) and no data set of ours; give another"):
+        build(plan(), tmp_path)
+    assert content(tmp_path) == {"thesis.tex": b"mine"}
+
+
+def test_a_file_as_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(UserError, match=r"give (--out a folder|another --out)"):
+            build(plan(), path)
+    assert content(tmp_path) == {"file": b"mine"}
+
+
+@contextmanager
+def files_limited_to(num_bytes: int) -> Iterator[None]:
+    """Make the kernel refuse to write beyond so many bytes of a file, as a full disk would."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+
+
+# A plan has 390 bytes, a shard 25,600, an index 1,008 and the manifest 3,800.
+@pytest.mark.parametrize(("shards", "limit"), [(0, 100), (0, 5_000), (3, 5_000), (7, 500), (7, 2_000)])
+def test_a_full_disk_publishes_nothing_unfinished_and_the_same_command_goes_on(
+    undisturbed: dict[str, bytes], tmp_path: Path, shards: int, limit: int
+) -> None:
+    with ExitStack() as disk:
+        done = 0
+
+        def progress(images: int, size: int) -> None:
+            nonlocal done
+            done += 1
+            if done == shards:
+                disk.enter_context(files_limited_to(limit))
+
+        if not shards:
+            disk.enter_context(files_limited_to(limit))
+        with pytest.raises(
+            UserError, match=r"^cannot write .*File too large; nothing unfinished .* same command again"
+        ):
+            build(plan(), tmp_path, progress=progress)
+    assert done == shards
+    published = {name: data for name, data in content(tmp_path).items() if name in undisturbed}
+    assert len([name for name in published if name.endswith(".tar")]) == shards
+    assert FILE_NAME not in published
+    assert published == {name: undisturbed[name] for name in published}
+    build(plan(), tmp_path)
+    assert content(tmp_path) == undisturbed
+
+
+def test_a_full_disk_stops_the_workers_too(undisturbed: dict[str, bytes], tmp_path: Path) -> None:
+    with files_limited_to(5_000), pytest.raises(UserError, match=r"^cannot write .*File too large"):
+        build(plan(), tmp_path, workers=2)
+    assert not [name for name in content(tmp_path) if name.endswith(".tar")]
+    build(plan(), tmp_path)
+    assert content(tmp_path) == undisturbed
+
+
+def test_more_labels_than_memory_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"^out of memory for a shard .* 100,000,000,000,000 noisy labels .*lower --alpha"
+    ):
+        build(plan(alpha=10**14), tmp_path)
+    build(plan(), tmp_path)  # nothing of that one was written, so nothing stands in the way
+
+
+def test_plans_of_other_classes_differ() -> None:
+    source = synthetic(num_train=4, num_test=2, height=2, width=2, channels=1, num_classes=2)
+    renamed = dataclasses.replace(source, classes=("left", "right"))
+    one, other = (plan_build(s, dilute(s, alpha=1)).describe() for s in (source, renamed))
+    assert one != other

@@ -1,0 +1,177 @@
+import fcntl
+import os
+import resource
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.builder import build, plan_build
+from pipeline.dataset import dilute
+from pipeline.manifest import FILE_NAME, read_manifest
+from pipeline.sources import open_source
+from pipeline.verify import verify
+
+ROOT = Path(__file__).parents[2]
+TOOL = ROOT / "tools" / "build_shards"
+
+
+def build_shards(*arguments: object, cwd: Path = ROOT, limit: int | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the tool in a process of its own.
+
+    Args:
+        arguments: Its command line.
+        cwd: Where.
+        limit: Bytes that a file may have, as if the disk were full then.
+    """
+    return subprocess.run(
+        [TOOL, *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        preexec_fn=limit and (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))),
+    )
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """Build what `build_shards --alpha 2 --clean 50` asks for without the tool."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    source = open_source("mnist5k")
+    build(plan_build(source, dilute(source, alpha=2, clean=50)), folder)
+    return content(folder)
+
+
+def test_the_tool_writes_the_default_data_set_where_it_says(undisturbed: dict[str, bytes], tmp_path: Path) -> None:
+    found = build_shards("--alpha", 2, "--clean", 50, cwd=tmp_path)
+    assert (found.returncode, found.stderr) == (0, "")
+    assert content(tmp_path) == {f"shards/mnist5k-alpha2/{name}": data for name, data in undisturbed.items()}
+    for words in ("50", "150 (α = 2, uniform)", "0.6667", "right labels", "MB in 1 shard", "shards/mnist5k-alpha2"):
+        assert words in found.stdout
+    again = build_shards("--alpha", 2, "--clean", 50, cwd=tmp_path)
+    assert again.returncode == 0
+    assert "nothing to do" in again.stdout
+
+
+def test_all_flags_reach_the_manifest(tmp_path: Path) -> None:
+    flags = ["--alpha", 1, "--law", "uniform", "--clean", 30, "--noise-seed", 2**64 - 1, "--workers", 2]
+    found = build_shards("synthetic", *flags, "--out", tmp_path / "out")
+    assert (found.returncode, found.stderr) == (0, "")
+    manifest = read_manifest(tmp_path / "out")
+    formula = manifest.formula
+    assert (manifest.name, formula.alpha, formula.num_images, formula.noise_seed) == ("synthetic", 1, 30, 2**64 - 1)
+    assert verify(tmp_path / "out") == []
+
+
+def check_error(found: subprocess.CompletedProcess[str], *words: str) -> None:
+    assert found.returncode == 2, found.stderr
+    assert found.stderr.startswith("error: ")
+    assert found.stderr.count("\n") == 1
+    assert "Traceback" not in found.stdout
+    for word in words:
+        assert word in found.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["minst"], ["minst", "mnist5k", "mnist", "fashion_mnist", "synthetic"]),
+        (["--law", "chaos"], ["chaos", "uniform"]),
+        (["--alpha", "-1"], ["-1", "0 or more"]),
+        (["--alpha", "2.5"], ["2.5", "integer"]),
+        (["--alpha", "many"], ["many", "integer"]),
+        (["--clean", "0"], ["0", "give 1 to 4000"]),
+        (["--clean", "4001"], ["4001", "give 1 to 4000"]),
+        (["--noise-seed", "-1"], ["-1", "[0, 2^64)"]),
+        (["--workers", "0"], ["0", "x>=1"]),
+        (["--sauce", "x"], ["--sauce"]),
+        (["mnist"], ["--source", "train-images-idx3-ubyte"]),
+        (["mnist", "--source", "/nowhere"], ["/nowhere", "train-images-idx3-ubyte"]),
+        (["mnist5k", "--source", "/nowhere"], ["--source", "/nowhere"]),
+        (["--out", "file"], ["file", "--out"]),
+        (["--out", "file/below"], ["file/below", "--out"]),
+        (["--alpha", "100000000000000"], ["memory", "--alpha"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_a_mistake_is_one_line_that_says_what_is_allowed(
+    tmp_path: Path, arguments: list[str], words: list[str]
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    check_error(build_shards(*arguments, cwd=tmp_path), *words)
+    assert (tmp_path / "file").read_text() == "mine"
+    assert not list(tmp_path.rglob(FILE_NAME))
+
+
+def test_another_data_set_stays_unless_it_is_forced(undisturbed: dict[str, bytes], tmp_path: Path) -> None:
+    source = open_source("mnist5k")
+    build(plan_build(source, dilute(source, alpha=7, clean=60)), tmp_path)
+    before = content(tmp_path)
+    arguments = ["--alpha", 2, "--clean", 50, "--out", tmp_path]
+    check_error(build_shards(*arguments), "alpha is 7, asked for is 2", "num_images is 60", "--force")
+    assert content(tmp_path) == before
+    assert build_shards(*arguments, "--force").returncode == 0
+    assert content(tmp_path) == undisturbed
+
+
+def test_a_second_builder_is_sent_away(tmp_path: Path) -> None:
+    with (tmp_path / ".dilute-build.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        check_error(build_shards("--clean", 50, "--out", tmp_path), "another build is working", "--out")
+    assert list(content(tmp_path)) == [".dilute-build.lock"]
+
+
+def test_a_full_disk_is_an_error_that_leaves_no_data_set(undisturbed: dict[str, bytes], tmp_path: Path) -> None:
+    arguments = ["--alpha", 2, "--clean", 50, "--out", tmp_path / "out"]
+    check_error(build_shards(*arguments, limit=1_000_000), "File too large", "same command again")
+    assert not (tmp_path / "out" / FILE_NAME).exists()
+    assert build_shards(*arguments).returncode == 0
+    assert content(tmp_path / "out") == undisturbed
+
+
+def workers_of(process: subprocess.Popen[str]) -> list[int]:
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+@pytest.mark.slow
+def test_the_tool_survives_the_death_of_a_worker_and_its_own(tmp_path: Path) -> None:
+    command = [TOOL, "synthetic", "--alpha", "9", "--workers", "2", "--out", tmp_path / "out"]
+
+    def start() -> tuple[subprocess.Popen[str], list[int]]:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        deadline = time.monotonic() + 60
+        while len(workers := workers_of(process)) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        return process, workers
+
+    process, workers = start()
+    os.kill(workers[0], signal.SIGKILL)
+    out, err = process.communicate(timeout=60)
+    check_error(subprocess.CompletedProcess(command, process.returncode, out, err), "a worker process was killed")
+    process, _ = start()
+    while not list((tmp_path / "out").glob("train-*.tar")):
+        time.sleep(0.001)
+    process.kill()
+    process.communicate(timeout=60)
+    assert not (tmp_path / "out" / FILE_NAME).exists()
+    assert build_shards(*command[1:]).returncode == 0
+    source = open_source("synthetic")
+    build(plan_build(source, dilute(source, alpha=9)), tmp_path / "undisturbed")
+    assert content(tmp_path / "out") == content(tmp_path / "undisturbed")
+
+
+def test_help_names_every_flag_and_its_default() -> None:
+    found = build_shards("--help")
+    assert (found.returncode, found.stderr) == (0, "")
+    flags = ["--alpha", "--law", "--clean", "--noise-seed", "--source", "--out", "--workers", "--force"]
+    for words in (*flags, "mnist5k", "[default: 20]", "[default: shards/DATASET-alphaA]"):
+        assert words in found.stdout

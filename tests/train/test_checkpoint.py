@@ -1,0 +1,72 @@
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.errors import UserError
+from train.checkpoint import load_state, replacing, save_state
+
+CPU = torch.device("cpu")
+
+
+class Evil:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, ("true",)
+
+
+def test_a_state_comes_back_as_it_was(tmp_path: Path) -> None:
+    state = {
+        "weights": torch.randn(3, 2),
+        "clock": {"examples": 2**40, "wall_s": 1.5},
+        "rows": [{"a": 1.0}],
+        "none": None,
+    }
+    save_state(tmp_path / "c.pt", state)
+    back = load_state(tmp_path / "c.pt", CPU)
+    assert torch.equal(back.pop("weights"), state.pop("weights"))  # type: ignore[arg-type]
+    assert back == state
+    assert [path.name for path in tmp_path.iterdir()] == ["c.pt"]
+
+
+def test_a_file_that_is_interrupted_while_it_is_written_leaves_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "c.pt"
+    path.write_bytes(b"old")
+
+    def write_half() -> None:
+        with replacing(path) as file:
+            file.write(b"ne")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_half()
+    assert path.read_bytes() == b"old"
+    with replacing(path) as file:  # what the first try left does not disturb the second
+        file.write(b"new")
+    assert path.read_bytes() == b"new"
+
+
+def test_a_checkpoint_can_run_no_code(tmp_path: Path) -> None:
+    torch.save({"x": Evil()}, tmp_path / "c.pt")
+    with pytest.raises(UserError, match=r"c\.pt cannot be read"):
+        load_state(tmp_path / "c.pt", CPU)
+
+
+@pytest.mark.parametrize("keep", [0, 10, 400])
+def test_a_damaged_checkpoint_is_named(tmp_path: Path, keep: int) -> None:
+    save_state(tmp_path / "c.pt", {"weights": torch.zeros(100)})
+    (tmp_path / "c.pt").write_bytes((tmp_path / "c.pt").read_bytes()[:keep])
+    with pytest.raises(UserError, match=r"c\.pt cannot be read"):
+        load_state(tmp_path / "c.pt", CPU)
+
+
+def test_a_full_disk_is_named_and_keeps_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_state(tmp_path / "c.pt", {"step": 1})
+
+    def full(file: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=r"cannot write .*c\.pt.*No space left"):
+        save_state(tmp_path / "c.pt", {"step": 2})
+    assert load_state(tmp_path / "c.pt", CPU) == {"step": 1}

@@ -1,0 +1,133 @@
+from typing import Any, cast
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.types import Batch
+from train.clock import Clock
+from train.learner import Learner
+from train.methods import METHODS
+from train.methods.h_alpha import h_alpha_targets
+from train.methods.histogram import histogram_targets
+
+NO_ROWS = torch.zeros(0, dtype=torch.int64)
+sizes = st.integers(1, 12)
+
+
+class Probe:
+    """Stands in for a learner: a linear net in float64 that keeps the loss it was given."""
+
+    def __init__(self, net: nn.Module) -> None:
+        self.net = net
+        self.loss = torch.zeros(())
+
+    def logits(self, images: Tensor) -> Tensor:
+        return cast(Tensor, self.net(images))
+
+    def update(self, loss: Tensor, clock: Clock) -> None:
+        self.loss = loss.detach()
+        loss.backward()  # type: ignore[no-untyped-call]
+
+
+def stepped(method: str, images: Tensor, labels: Tensor, *, num_classes: int, alpha: int) -> tuple[Probe, Any]:
+    torch.manual_seed(0)
+    height, width = images.shape[2:]
+    net = nn.Sequential(nn.Flatten(), nn.Linear(height * width, num_classes)).double()
+    probe = Probe(net)
+    made = METHODS[method](num_classes=num_classes, alpha=alpha)
+    metrics = made.step(cast(Learner, probe), Batch(images, labels, NO_ROWS, NO_ROWS), Clock(1, 10, 10))
+    return probe, metrics
+
+
+def gradient(probe: Probe) -> Tensor:
+    return torch.cat([p.grad.reshape(-1) for p in probe.net.parameters() if p.grad is not None])
+
+
+@given(images=sizes, copies=sizes, classes=sizes, seed=st.integers(0, 1000))
+def test_a_histogram_is_the_mean_of_the_labels_one_hot(images: int, copies: int, classes: int, seed: int) -> None:
+    labels = torch.randint(0, classes, (images, copies), generator=torch.Generator().manual_seed(seed))
+    expected = F.one_hot(labels, classes).double().mean(dim=1)
+    # One float32 division of whole numbers: half a unit in the last place.
+    torch.testing.assert_close(histogram_targets(labels, num_classes=classes).double(), expected, rtol=1e-7, atol=0)
+
+
+def test_a_histogram_refuses_labels_that_are_no_class() -> None:
+    for label in (-1, 3):
+        with pytest.raises(RuntimeError):
+            histogram_targets(torch.tensor([[0, label]]), num_classes=3)
+
+
+@given(classes=st.integers(2, 50), alpha=st.integers(0, 200))
+def test_h_alpha_targets_are_the_distribution_of_a_diluted_label(classes: int, alpha: int) -> None:
+    target = h_alpha_targets(torch.tensor([1]), alpha=alpha, num_classes=classes)[0].double()
+    wrong = alpha / classes / (1 + alpha)
+    assert target[1].item() == pytest.approx((1 + alpha / classes) / (1 + alpha), rel=1e-6)
+    assert target[0].item() == pytest.approx(wrong, rel=1e-6)
+    assert target.sum().item() == pytest.approx(1, rel=1e-6)  # float32
+
+
+@given(classes=st.integers(2, 20), alpha=st.integers(0, 100), seed=st.integers(0, 1000))
+def test_h_alpha_is_label_smoothing(classes: int, alpha: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(5, classes, generator=generator)
+    labels = torch.randint(0, classes, (5,), generator=generator)
+    ours = F.cross_entropy(logits, h_alpha_targets(labels, alpha=alpha, num_classes=classes))
+    # Sums of at most 20 float32 terms of size below 10 in another order.
+    torch.testing.assert_close(
+        ours, F.cross_entropy(logits, labels, label_smoothing=alpha / (1 + alpha)), rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("alpha", [0, 1, 7])
+def test_a_histogram_has_the_gradient_of_all_copies_under_one_crop(alpha: int) -> None:
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(6, 1, 4, 4, generator=generator, dtype=torch.float64)
+    labels = torch.randint(0, 5, (6, 1 + alpha), generator=generator)
+    every_copy, _ = stepped(
+        "plain", images.repeat_interleave(1 + alpha, dim=0), labels.reshape(-1), num_classes=5, alpha=alpha
+    )
+    histogram, _ = stepped("histogram", images, labels, num_classes=5, alpha=alpha)
+    # The net computes in float64; the targets are float32, half a unit in whose last place is 6e-8.
+    torch.testing.assert_close(gradient(histogram), gradient(every_copy), rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(histogram.loss, every_copy.loss, rtol=1e-6, atol=1e-7)
+
+
+def test_h_alpha_is_what_the_histogram_is_on_average() -> None:
+    alpha, draws = 3, 20_000
+    images = torch.randn(1, 1, 3, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    noisy = torch.randint(0, 4, (draws, alpha), generator=torch.Generator().manual_seed(3))
+    labels = torch.cat([torch.full((draws, 1), 2), noisy], dim=1)
+    sampled, _ = stepped("histogram", images.expand(draws, -1, -1, -1), labels, num_classes=4, alpha=alpha)
+    oracle, _ = stepped("h_alpha", images, labels[:1], num_classes=4, alpha=alpha)
+    # A class's mean share over 20,000 images has standard deviation sqrt(3 · 3/16) / 4 / sqrt(20,000) = 0.0013; pixels
+    # are below 3, so 0.02 is more than 5 of them for each entry of the gradient: false alarm below 1e-4.
+    torch.testing.assert_close(gradient(sampled), gradient(oracle), rtol=0, atol=0.02)
+
+
+def test_h_alpha_reads_copy_0_only_and_says_that_it_is_an_oracle() -> None:
+    images = torch.randn(4, 1, 3, 3, dtype=torch.float64)
+    labels = torch.randint(0, 4, (4, 6))
+    other = labels.clone()
+    other[:, 1:] = (other[:, 1:] + 1) % 4
+    first, _ = stepped("h_alpha", images, labels, num_classes=4, alpha=5)
+    second, _ = stepped("h_alpha", images, other, num_classes=4, alpha=5)
+    assert torch.equal(gradient(first), gradient(second))
+    assert {name for name, method in METHODS.items() if method.uses_clean_labels} == {"h_alpha"}
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_metrics_are_the_loss_and_the_share_of_labels_predicted(method: str) -> None:
+    images = torch.zeros(3, 1, 2, 2, dtype=torch.float64)
+    labels = torch.tensor([[1, 1, 0], [1, 0, 0], [0, 0, 0]])
+    probe, metrics = stepped(
+        method, images, labels[:, 0] if METHODS[method].stream == "examples" else labels, num_classes=2, alpha=2
+    )
+    predicted = int(probe.net(images)[0].argmax())  # all images are black: one prediction
+    counted = labels if method == "histogram" else labels[:, :1]
+    assert metrics["train/top1_accuracy"].item() == pytest.approx((counted == predicted).double().mean().item())
+    assert torch.equal(metrics["train/loss"], probe.loss)
+    assert not metrics["train/loss"].requires_grad

@@ -1,0 +1,150 @@
+"""Measure variants side by side in one run, interleaved, and keep the rows."""
+
+from __future__ import annotations
+
+import csv
+import gc
+import importlib.metadata
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, Final
+
+import numpy as np
+
+from pipeline.console import console
+
+CSV: Final = Path(__file__).resolve().parent.parent / "bench.csv"
+FIELDS: Final = (
+    "run stage variant unit p50 p20 p80 n device versions commit command".split()  # noqa: SIM905 - the CSV's own header line
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the user asked to measure.
+
+    Args:
+        shards: Their own data; the stage's default if None.
+        model: For stage train.
+        batch: Examples a step.
+        threads: For every variant.
+        rounds: Times that each variant runs.
+    """
+
+    shards: Path | None
+    model: str
+    batch: int
+    threads: int
+    rounds: int
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One thing to measure.
+
+    Args:
+        name: ours/NAME, peer/NAME or limit/NAME.
+        unit: What is counted, such as "labels/s"; "ms" for a duration.
+        run: Does the work once and returns how much it did; a duration counts 1.
+        against: The variant of the same unit that the table compares it with.
+        prepare: Done before each round, outside the time.
+    """
+
+    name: str
+    unit: str
+    run: Callable[[], float]
+    against: str | None = None
+    prepare: Callable[[], object] = lambda: None
+
+
+def measure(stage: str, variants: list[Variant], rounds: int) -> list[dict[str, Any]]:
+    """Run all variants in turn, `rounds` times after a warm-up, and return one row for each."""
+    samples: dict[str, list[float]] = {variant.name: [] for variant in variants}
+    for round_number in range(rounds + 1):
+        for variant in variants:
+            variant.prepare()
+            gc.collect()
+            start = time.perf_counter()
+            amount = variant.run()
+            seconds = time.perf_counter() - start
+            if round_number:  # the first round compiles and warms caches
+                samples[variant.name].append(seconds * 1e3 if variant.unit == "ms" else amount / seconds)
+    shared = {
+        "run": uuid.uuid4().hex[:8],
+        "stage": stage,
+        "n": rounds,
+        "device": device(),
+        "versions": versions(),
+        "commit": commit(),
+        "command": shlex.join(["tools/bench", *sys.argv[1:]]),
+    }
+    rows = []
+    for variant in variants:
+        values = samples[variant.name]
+        low, high = np.percentile(values, [20, 80])
+        numbers = {"p50": f"{median(values):.5g}", "p20": f"{low:.5g}", "p80": f"{high:.5g}"}
+        rows.append({**shared, "variant": variant.name, "unit": variant.unit, **numbers})
+    return rows
+
+
+def keep(rows: list[dict[str, Any]]) -> None:
+    """Append rows to tools/bench.csv."""
+    new = not CSV.exists()
+    with CSV.open("a", newline="") as file:
+        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerows(rows)
+
+
+def show(rows: list[dict[str, Any]], variants: list[Variant]) -> None:
+    """Print a table: median, spread, and how each variant compares with the one it is measured against."""
+    from rich.table import Table
+
+    table = Table("variant", "median", "p20 to p80", "unit", "compared")
+    by_name = {row["variant"]: row for row in rows}
+    for variant in variants:
+        row = by_name[variant.name]
+        compared = ""
+        if variant.against:
+            ratio = float(row["p50"]) / float(by_name[variant.against]["p50"])
+            compared = f"{ratio:.2f} × {variant.against}"
+        spread = f"{float(row['p20']):,.4g} to {float(row['p80']):,.4g}"
+        table.add_row(variant.name, f"{float(row['p50']):,.4g}", spread, variant.unit, compared)
+    console.print(table)
+
+
+def device() -> str:
+    """Name the processor and, where there is one, the GPU."""
+    import torch
+
+    model = platform.processor() or platform.machine()
+    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
+        if line.startswith("model name"):
+            model = line.split(":", 1)[1].strip()
+            break
+    count = len(os.sched_getaffinity(0))
+    return f"{model} × {count}" + (f" + {torch.cuda.get_device_name()}" if torch.cuda.is_available() else "")
+
+
+def versions() -> str:
+    """Name the versions that speed depends on."""
+    names = ("torch", "torchvision", "numba", "numpy")
+    return f"python {platform.python_version()} " + " ".join(f"{n} {importlib.metadata.version(n)}" for n in names)
+
+
+def commit() -> str:
+    """Name the commit, with a + where the tree differs from it."""
+    described = subprocess.run(
+        ["git", "describe", "--always", "--dirty=+", "--exclude=*"], cwd=CSV.parent, capture_output=True, text=True
+    )
+    return described.stdout.strip() or "unknown"
