@@ -49,6 +49,8 @@ class Permutation:
         return self._send(values, self.keys[::-1], True)
 
     def _send(self, values: Int64[Array, " b"], keys: UInt64[Array, "rounds 2"], inverse: bool) -> Int64[Array, " b"]:
+        if len(values) and not (0 <= values.min() and values.max() < self.size):  # walking would never come home
+            raise ValueError(f"values from {values.min()} to {values.max()}; they must be in [0, {self.size})")
         out = np.zeros(len(values), dtype=np.int64)
         if self.size > 1:
             half_bits, size = np.uint64(self.half_bits), np.uint64(self.size)

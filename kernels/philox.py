@@ -34,6 +34,7 @@ META: Final = 14  # synthetic labels of meta-learning                           
 FOLD: Final = 15  # folds of a cross-validation                                  image_id, iteration
 COPY_ORDER: Final = 16  # order of the copies of an image in `passes`            image_id, round
 BLOCK_ORDER: Final = 17  # order of blocks, and of images in a window            pass, round
+CLASS_ORDER: Final = 18  # random order of the false classes of a class          true class, false class
 
 _M0: Final = np.uint64(0xD2511F53)
 _M1: Final = np.uint64(0xCD9E8D57)

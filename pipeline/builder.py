@@ -12,6 +12,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import pickle
 import re
 import shutil
 import threading
@@ -29,14 +30,15 @@ from jaxtyping import UInt16
 from numpy import ndarray as Array
 
 from pipeline.counts import NO_COUNTS, Counts
-from pipeline.dataset import DilutedSet, ImageSplit, MemorySplit, decode
+from pipeline.dataset import DilutedSet, ImageSplit, decode
 from pipeline.errors import UserError
 from pipeline.formats.png import encode_png
 from pipeline.formats.tar import Record, Written, write_file, write_shard
-from pipeline.laws import law_to_json
+from pipeline.laws import law_array, law_to_json
 from pipeline.manifest import (
     FILE_NAME,
     INDEX_DTYPE,
+    LAW_FILE,
     File,
     Manifest,
     Shard,
@@ -51,7 +53,7 @@ SHARD_IMAGES: Final = 2_048  # a multiple of the 1,024 images that `passes` perm
 _STATE: Final = ".dilute-build"  # a folder; its name is ours alone, because it is removed whole
 _LOCK: Final = ".dilute-build.lock"
 _OURS: Final = re.compile(
-    r"((train|test)-\d{6}\.(tar|idx)|(train|test)\.index\.npy|counts\.npz|_info\.json|dataset\.json)(\.part)?"
+    r"((train|test)-\d{6}\.(tar|idx)|(train|test)\.index\.npy|counts\.npz|law\.npy|_info\.json|dataset\.json)(\.part)?"
 )
 
 Progress = Callable[[int, int], None]
@@ -139,7 +141,7 @@ def build(
         ) from error
     except MemoryError as error:
         raise UserError(
-            f"out of memory for a shard of up to {plan.shard_images:,} images with {plan.dataset.formula.alpha:,} noisy "
+            f"out of memory for a shard of {plan.shard_images:,} images with {plan.dataset.formula.alpha:,} noisy "
             "labels each; lower --alpha, or --workers"
         ) from error
 
@@ -222,7 +224,7 @@ def _write(plan: Plan, folder: Path, workers: int, progress: Progress) -> Manife
     dataset = plan.dataset
     tasks = [*_tasks(plan, folder, "train"), *_tasks(plan, folder, "test")]
     done: dict[str, tuple[Written, Counts]] = {}
-    with _executor(plan, workers) as run:
+    with _executor(plan, folder, workers) as run:
         for task, (written, cells) in zip(tasks, run(tasks), strict=True):
             done[task.path.name] = written, cells
             progress(len(task.image_ids), written.shard.num_bytes)
@@ -238,6 +240,12 @@ def _write(plan: Plan, folder: Path, workers: int, progress: Progress) -> Manife
     write_file(folder / "counts.npz", data)
     info = _timm_info({"train": train, "test": test})
     write_file(folder / "_info.json", info)
+    array, law_file = law_array(dataset.formula.law), None
+    if array is not None:
+        stream = BytesIO()
+        np.save(stream, array)
+        write_file(folder / LAW_FILE, stream.getvalue())
+        law_file = _file(LAW_FILE, stream.getvalue())
     manifest = Manifest(
         name=dataset.name,
         classes=dataset.classes,
@@ -253,6 +261,7 @@ def _write(plan: Plan, folder: Path, workers: int, progress: Progress) -> Manife
         info=_file("_info.json", info),
         source_sha256=plan.source_sha256,
         shard_images=plan.shard_images,
+        law_array=law_file,
         encoding=_encoded(dataset.train.item(0))[1],
     )
     write_file(folder / FILE_NAME, to_json(manifest).encode())
@@ -287,13 +296,18 @@ def _images_of(plan: Plan, split: Literal["train", "test"]) -> ImageSplit:
 
 
 @contextmanager
-def _executor(plan: Plan, workers: int) -> Iterator[Callable[[list[_Task]], Iterator[tuple[Written, Counts]]]]:
+def _executor(
+    plan: Plan, folder: Path, workers: int
+) -> Iterator[Callable[[list[_Task]], Iterator[tuple[Written, Counts]]]]:
     """Yield a map over tasks that keeps their order: in this process, or spread over others."""
     if workers == 1:
         yield lambda tasks: (_finish_shard(plan, task) for task in tasks)
         return
     context = multiprocessing.get_context("spawn")  # a fork would copy the threads of numba's pool half-way
-    with ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(plan,)) as pool:
+    # By a file: handed over in a pipe, as arguments are, megabytes would block us for good if a worker dies reading.
+    handover = folder / _STATE / "plan.pickle"
+    handover.write_bytes(pickle.dumps(plan))
+    with ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(handover,)) as pool:
         try:
             yield lambda tasks: pool.map(_finish_in_worker, tasks)
         except BrokenProcessPool:
@@ -306,10 +320,10 @@ def _executor(plan: Plan, workers: int) -> Iterator[Callable[[list[_Task]], Iter
 _worker_plan: Plan  # set once in each worker process
 
 
-def _start_worker(plan: Plan) -> None:
+def _start_worker(handover: Path) -> None:
     global _worker_plan
-    _worker_plan = plan
     threading.Thread(target=_exit_with_parent, daemon=True).start()
+    _worker_plan = pickle.loads(handover.read_bytes())
 
 
 def _exit_with_parent() -> None:
@@ -330,11 +344,12 @@ def _finish_shard(plan: Plan, task: _Task) -> tuple[Written, Counts]:
         return earlier
     formula, split, image_ids = plan.dataset.formula, _images_of(plan, task.split), task.image_ids
     source_labels = split.source_labels[image_ids.start : image_ids.stop]
-    noisy = np.empty((len(image_ids), 0), dtype=np.uint16)
-    if task.split == "train" and formula.alpha:
-        noisy = formula.noisy_labels(np.arange(image_ids.start, image_ids.stop), source_labels)
-    written = write_shard(task.path, _records(split, image_ids, source_labels, noisy), alpha=noisy.shape[1])
-    cells = Counts.of(source_labels, np.concatenate([source_labels[:, None], noisy], axis=1))
+    labels = source_labels[:, None]
+    if task.split == "train":
+        labels = formula.all_labels(np.arange(image_ids.start, image_ids.stop), source_labels)
+    written = write_shard(task.path, _records(split, image_ids, labels), alpha=labels.shape[1] - 1)
+    written.records["label"] = source_labels  # also where the label of copy 0 is another one
+    cells = Counts.of(source_labels, labels)
     state = {"shard": asdict(written.shard), "dali_index": asdict(written.dali_index)}
     data = BytesIO()
     np.savez(data, state=json.dumps(state), index=written.records, **cells._asdict())
@@ -353,14 +368,12 @@ def _split_files(folder: Path, name: str, shards: list[Written]) -> SplitFiles:
     return SplitFiles(len(index), index_file, tuple(p[0] for p in parts), tuple(p[1] for p in parts))
 
 
-def _records(
-    split: ImageSplit, image_ids: range, source_labels: UInt16[Array, " n"], noisy: UInt16[Array, "n a"]
-) -> Iterator[Record]:
+def _records(split: ImageSplit, image_ids: range, labels: UInt16[Array, "n copies"]) -> Iterator[Record]:
     for row, image_id in enumerate(image_ids):
         item = split.item(image_id)
         data, encoding = _encoded(item)
-        source = int(split.order[image_id]) if isinstance(split, MemorySplit) else image_id
-        yield Record(image_id, data, encoding, int(source_labels[row]), noisy[row], source)
+        source = int(split.source_ids[image_id])
+        yield Record(image_id, data, encoding, int(labels[row, 0]), labels[row, 1:], source)
 
 
 def _encoded(item: Item) -> tuple[bytes, str]:

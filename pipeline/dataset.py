@@ -16,15 +16,12 @@ from jaxtyping import Int64, UInt8, UInt16
 from numpy import ndarray as Array
 from PIL import Image
 
+from pipeline.errors import DamagedImageError as DamagedImageError
 from pipeline.errors import UserError
 from pipeline.laws import Formula, Law, Uniform
 from pipeline.manifest import INDEX_DTYPE, Manifest, SplitFiles, read_manifest
 from pipeline.order import balanced_order
 from pipeline.sources.types import ArraySplit, Augmentation, Item, Source, Split
-
-
-class DamagedImageError(Exception):
-    """An image's bytes do not match their checksum, or do not decode; a loader replaces it and counts it."""
 
 
 class ImageSplit(Protocol):
@@ -33,6 +30,10 @@ class ImageSplit(Protocol):
     @property
     def num_images(self) -> int:
         """Number of images."""
+
+    @property
+    def source_ids(self) -> Int64[Array, " n"]:
+        """Where the source keeps every image."""
 
     @property
     def source_labels(self) -> UInt16[Array, " n"]:
@@ -66,6 +67,11 @@ class MemorySplit:
     def num_images(self) -> int:
         """Number of images."""
         return len(self.order)
+
+    @property
+    def source_ids(self) -> Int64[Array, " n"]:
+        """Where the source keeps every image."""
+        return self.order
 
     def item(self, image_id: int) -> Item:
         """Return an image as the source has it."""
@@ -104,14 +110,28 @@ class ShardSplit:
                     f"{folder / file.name} {state}; the manifest says {file.num_bytes:,} bytes: "
                     "run tools/verify_shards, or build the data set again with --force"
                 )
-        self.index = np.load(folder / files.index.name, mmap_mode="r")
-        if self.index.dtype != INDEX_DTYPE or len(self.index) != files.num_images:
-            raise UserError(f"{folder / files.index.name} does not fit the manifest; build the data set again")
+        try:
+            self.index = np.load(folder / files.index.name, mmap_mode="r")
+        except Exception as error:  # NumPy raises ValueError, TokenError, OverflowError … on a bad header
+            raise UserError(
+                f"{folder / files.index.name} cannot be read ({error}); build the data set again with --force"
+            ) from None
+        if self.index.dtype != INDEX_DTYPE or self.index.shape != (files.num_images,):
+            raise UserError(
+                f"{folder / files.index.name} does not fit the manifest; build the data set again with --force"
+            )
+
+    @property
+    def source_ids(self) -> Int64[Array, " n"]:
+        """Where the source keeps every image, in the mapped index."""
+        ids: Int64[Array, " n"] = self.index["source"][: self.num_images]
+        return ids
 
     @property
     def source_labels(self) -> UInt16[Array, " n"]:
         """The source label of every image, in the mapped index: nothing is read until a label is asked for."""
-        return self.index["label"][: self.num_images]
+        labels: UInt16[Array, " n"] = self.index["label"][: self.num_images]
+        return labels
 
     def item(self, image_id: int) -> Item:
         """Return an image's file, checked against its checksum."""
@@ -198,11 +218,12 @@ def from_manifest(manifest: Manifest, folder: Path) -> DilutedSet:
     Raises:
         UserError: If a file is missing or has another size.
     """
+    train = ShardSplit(folder, manifest.train, manifest.encoding)
     return DilutedSet(
         manifest.name,
         manifest.classes,
-        manifest.formula,
-        ShardSplit(folder, manifest.train, manifest.encoding),
+        manifest.formula.bind(train),
+        train,
         ShardSplit(folder, manifest.test, manifest.encoding),
         manifest.augmentation,
         manifest.image_shape,
@@ -225,17 +246,17 @@ def dilute(
         clean: Use the first `clean` images of the class-balanced order; all by default.
 
     Raises:
-        UserError: If a number is out of range.
+        UserError: If a number is out of range, or the law does not fit the set.
     """
     num_classes = len(source.classes)
-    order = balanced_order(source.train.labels, num_classes)
-    num_images = check_clean(clean, len(order))
+    train = MemorySplit(source.train, balanced_order(source.train.labels, num_classes))
+    num_images = check_clean(clean, train.num_images)
     mean, std = pixel_statistics(source.train)
     return DilutedSet(
         source.name,
         source.classes,
-        Formula(num_images, num_classes, alpha, law or Uniform(), noise_seed),
-        MemorySplit(source.train, order[:num_images]),
+        Formula(num_images, num_classes, alpha, (law or Uniform()).bind(train), noise_seed),
+        train.prefix(num_images),
         MemorySplit(source.test, balanced_order(source.test.labels, num_classes)),
         source.augmentation,
         common_shape(source),
@@ -253,18 +274,20 @@ def view(
     noise_seed: int | None = None,
     clean: int | None = None,
 ) -> DilutedSet:
-    """Read the same images as another formula; what is None stays as it is.
+    """Read the same images as another formula; what is None stays as it is (but α, under a law that is a flip: 0).
 
     Raises:
-        UserError: If a number is out of range.
+        UserError: If a number is out of range, or the law does not fit the set.
     """
     formula = dataset.formula
     num_images = check_clean(clean, formula.num_images)
+    if alpha is None:
+        alpha = 0 if law is not None and law.replaces else formula.alpha
     formula = Formula(
         num_images,
         formula.num_classes,
-        formula.alpha if alpha is None else alpha,
-        formula.law if law is None else law,
+        alpha,
+        (formula.law if law is None else law).bind(dataset.train),
         formula.noise_seed if noise_seed is None else noise_seed,
     )
     train = dataset.train if num_images == dataset.train.num_images else dataset.train.prefix(num_images)

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
+from pipeline.dataset import from_manifest
 from pipeline.formats.tar import BLOCK_BYTES
-from pipeline.laws import noisy_share
+from pipeline.laws import Law, law_to_json, noisy_share
 from pipeline.manifest import Manifest, Shard
-from pipeline.votes import vote_baseline
+from pipeline.votes import expected_vote
 
 
 def bytes_on_disk(manifest: Manifest, folder: Path) -> int:
@@ -29,9 +30,11 @@ def expanded_bytes(manifest: Manifest, folder: Path) -> int:
 
 def summary_table(manifest: Manifest, folder: Path) -> Table:
     """Lay out what was built: n, N, noise, realised beside expected right labels, and sizes."""
-    formula = manifest.formula
+    dataset = from_manifest(manifest, folder)
+    formula, source_labels = dataset.formula, dataset.train.source_labels
     shared, expanded = bytes_on_disk(manifest, folder), expanded_bytes(manifest, folder)
-    right = manifest.num_right / formula.num_examples
+    right, expected = manifest.num_right / formula.num_examples, formula.right_share(source_labels)
+    noisy = [] if formula.law.replaces else [("labels drawn at random r", f"{noisy_share(formula.alpha):.4f}")]
     rows = [
         (
             "data set",
@@ -40,12 +43,12 @@ def summary_table(manifest: Manifest, folder: Path) -> Table:
         ("clean images n", f"{formula.num_images:,}"),
         (
             "labelled examples N = n(1+α)",
-            f"{formula.num_examples:,} (α = {formula.alpha}, {formula.law.name})",
+            f"{formula.num_examples:,} (α = {formula.alpha}, {law_words(formula.law)})",
         ),
-        ("labels drawn at random r", f"{noisy_share(formula.alpha):.4f}"),
-        ("wrong labels η", f"{1 - right:.4f} (expected {1 - formula.right_share:.4f})"),
-        ("right labels", f"{right:.4f} (expected {formula.right_share:.4f})"),
-        ("vote over an image's labels is right", f"{vote_baseline(formula.num_classes, formula.alpha):.3f}"),
+        *noisy,
+        ("wrong labels η", f"{1 - right:.4f} (expected {1 - expected:.4f})"),
+        ("right labels", f"{right:.4f} (expected {expected:.4f})"),
+        ("vote over an image's labels is right", f"{expected_vote(formula, source_labels):.3f}"),
         ("training split on disk", f"{shared / 1e6:,.1f} MB in {num_files(manifest.train.shards)}"),
         ("every example stored apart", f"{expanded / 1e6:,.1f} MB ({expanded / shared:.1f} ×)"),
         ("folder", str(folder)),
@@ -54,6 +57,15 @@ def summary_table(manifest: Manifest, folder: Path) -> Table:
     for name, value in rows:
         table.add_row(name, value)
     return table
+
+
+def law_words(law: Law) -> str:
+    """Say what a law is: its name, and those of its parameters that are no arrays."""
+    parameters = law_to_json(law)
+    name = parameters.pop("name")
+    return ", ".join(
+        [name, *(f"{key} {value}" for key, value in parameters.items() if isinstance(value, str | int | float))]
+    )
 
 
 def num_files(shards: tuple[Shard, ...]) -> str:

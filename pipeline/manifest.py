@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from numpy import ndarray as Array
 
 from pipeline.errors import UserError
 from pipeline.laws import Formula, law_from_json, law_to_json
 from pipeline.sources.types import Augmentation
 
 FILE_NAME: Final = "dataset.json"
+LAW_FILE: Final = "law.npy"
 FORMAT_VERSION: Final = 1
 _SEAL: Final = ',\n "sha256": '  # the last field is the hash of all the text before it
 
@@ -73,6 +75,7 @@ class Manifest:
         info: timm's description of the shards.
         source_sha256: Hash of the source, which tells others of the same name apart (see `plan_build`).
         shard_images: Images a shard.
+        law_array: The file of the array among the law's parameters; None if it has none.
         quarantine: Source images that were left out, with the reason.
     """
 
@@ -90,6 +93,7 @@ class Manifest:
     info: File
     source_sha256: str
     shard_images: int
+    law_array: File | None = None
     layout: str = "shared"
     encoding: str = "png"
     quarantine: tuple[dict[str, Any], ...] = field(default=())
@@ -97,7 +101,8 @@ class Manifest:
     def files(self) -> list[File]:
         """List every file that the manifest vouches for."""
         splits = (self.train, self.test)
-        return [self.counts, self.info, *(f for s in splits for f in (s.index, *s.shards, *s.extras))]
+        law = [self.law_array] if self.law_array else []
+        return [self.counts, self.info, *law, *(f for s in splits for f in (s.index, *s.shards, *s.extras))]
 
 
 def to_json(manifest: Manifest) -> str:
@@ -115,12 +120,13 @@ def to_json(manifest: Manifest) -> str:
     return f'{body}{_SEAL}"{hashlib.sha256(body.encode()).hexdigest()}"\n}}\n'
 
 
-def from_json(text: str, *, where: str) -> Manifest:
+def from_json(text: str, *, where: str, law_array: Array | None = None) -> Manifest:
     """Read a manifest.
 
     Args:
         text: The content of dataset.json.
         where: Its path, for messages.
+        law_array: The array among the law's parameters, if there is one.
 
     Raises:
         UserError: If it is no manifest, or one of a newer version.
@@ -142,7 +148,7 @@ def from_json(text: str, *, where: str) -> Manifest:
         )
     del fields["sha256"]
     try:
-        law = law_from_json(fields["formula"].pop("law"))
+        law = law_from_json(fields["formula"].pop("law"), law_array)
         fields["formula"] = Formula(law=law, **fields["formula"])
         for split in ("train", "test"):
             files = fields[split]
@@ -153,6 +159,8 @@ def from_json(text: str, *, where: str) -> Manifest:
                 tuple(File(**extra) for extra in files["extras"]),
             )
         fields["counts"], fields["info"] = File(**fields["counts"]), File(**fields["info"])
+        if law_array_file := fields.get("law_array"):  # not in the manifests of the first builders
+            fields["law_array"] = File(**law_array_file)
         fields["augmentation"] = Augmentation(**fields["augmentation"])
         for name in ("classes", "mean", "std", "quarantine"):
             fields[name] = tuple(fields[name])
@@ -178,7 +186,18 @@ def read_manifest(folder: Path) -> Manifest:
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read ({error}); build the data set again with --force") from None
-    return from_json(text, where=str(path))
+    return from_json(text, where=str(path), law_array=_read_law_array(folder / LAW_FILE))
+
+
+def _read_law_array(path: Path) -> Array | None:
+    """Read what may be there; whether it is the right array, its hash in the manifest tells."""
+    try:
+        array = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # NumPy raises ValueError, EOFError, MemoryError, TokenError … on a bad header
+        raise UserError(f"{path} cannot be read ({error}); build the data set again with --force") from None
+    return array if isinstance(array, Array) else None
 
 
 def hash_file(path: Path, name: str | None = None) -> File:

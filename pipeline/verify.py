@@ -17,6 +17,7 @@ from numpy import ndarray as Array
 
 from pipeline.counts import NO_COUNTS, Counts
 from pipeline.dataset import DamagedImageError, decode
+from pipeline.errors import UserError
 from pipeline.manifest import INDEX_DTYPE, File, Manifest, Shard, SplitFiles, hash_file, read_manifest
 from pipeline.sources.types import Item
 
@@ -37,6 +38,13 @@ class Problem(NamedTuple):
     def __str__(self) -> str:
         where = self.file if self.image_id is None else f"{self.file}: image {self.image_id}"
         return f"{where}: {self.reason}"
+
+
+class _Indexed(NamedTuple):
+    """The images of an index, as a law sees them."""
+
+    source_ids: Array
+    source_labels: Array
 
 
 def verify(folder: Path, *, progress: Callable[[int], None] = lambda images: None) -> list[Problem]:
@@ -94,17 +102,21 @@ def _check_split(
     if len(outside):
         problems.append(Problem(files.index.name, int(outside[0]), "its label is none of the classes"))
         return counts
+    formula = manifest.formula
+    try:
+        formula = formula.bind(_Indexed(index["source"], index["label"])) if diluted else formula
+    except UserError as error:
+        problems.append(Problem(files.index.name, None, str(error)))
+        return counts
     covered = 0
     for shard, dali in zip(files.shards, files.extras, strict=True):
         if shard.first != covered:
             problems.append(Problem(shard.name, shard.first, f"images from {covered} on are in no shard"))
         covered = shard.first + shard.count
         rows = index[shard.first : covered]
-        alpha = manifest.formula.alpha if diluted else 0
         labels = rows["label"][:, None]
-        if alpha:
-            ids = np.arange(shard.first, covered)
-            labels = manifest.formula.all_labels(ids, np.ascontiguousarray(rows["label"]))
+        if diluted:
+            labels = formula.all_labels(np.arange(shard.first, covered), np.ascontiguousarray(rows["label"]))
         found = list(_check_shard(folder, shard, dali, manifest.encoding, rows, labels))
         problems.extend(found)
         counts = counts + Counts.of(np.ascontiguousarray(rows["label"]), labels)
@@ -159,8 +171,8 @@ def _check_shard(
 def _check_member(suffix: str, data: bytes, offset: int, record: Array, labels: Array) -> str:
     """Return what is wrong with one member of a record, or nothing."""
     if suffix == "cls":
-        wanted = b"%d" % record["label"]
-        return "" if data == wanted else f"its label is {data!r}; the index says {wanted!r}"
+        wanted, origin = b"%d" % labels[0], "the index says" if labels[0] == record["label"] else "the formula gives"
+        return "" if data == wanted else f"its label is {data!r}; {origin} {wanted!r}"
     if suffix == "labels.npy":
         try:
             found = np.load(BytesIO(data), allow_pickle=False)

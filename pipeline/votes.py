@@ -3,8 +3,41 @@
 from __future__ import annotations
 
 import math
+from typing import Final
 
 import numpy as np
+from jaxtyping import UInt16
+from numpy import ndarray as Array
+
+from pipeline.laws import Formula, Uniform
+
+_SAMPLE_IMAGES: Final = 10_000  # a share of them has a standard error of at most 0.005
+_CHUNK_IMAGES: Final = 1_000  # of so many, the counts of 4,096 classes take 33 MB
+
+
+def expected_vote(formula: Formula, source_labels: UInt16[Array, " n"]) -> float:
+    """Return the share of images whose most frequent label is right, ties broken at random.
+
+    `vote_baseline` under the uniform law; the share of right labels where an image has one label; else what the first
+    10,000 images have.
+
+    Args:
+        formula: Bound to the images.
+        source_labels: Of all images, by image id.
+    """
+    if not formula.alpha:
+        return formula.right_share(source_labels)
+    if isinstance(formula.law, Uniform):
+        return vote_baseline(formula.num_classes, formula.alpha)
+    num_images, right = min(_SAMPLE_IMAGES, len(source_labels)), 0.0
+    for first in range(0, num_images, _CHUNK_IMAGES):
+        ids = np.arange(first, min(first + _CHUNK_IMAGES, num_images))
+        true = source_labels[ids]
+        votes = np.zeros((len(ids), formula.num_classes), dtype=np.int64)
+        np.add.at(votes, (np.arange(len(ids))[:, None], formula.all_labels(ids, true)), 1)
+        winners = votes == votes.max(axis=1, keepdims=True)
+        right += float((winners[np.arange(len(ids)), true] / winners.sum(axis=1)).sum())
+    return right / num_images
 
 
 def vote_baseline(num_classes: int, alpha: int) -> float:

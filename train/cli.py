@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pipeline.console import Argument, Exit, Option, console, run
+from train.process import settle
 
 # Heavy imports stand in the function: `train --help` answers without loading torch.
 
@@ -15,7 +16,6 @@ def train(
     alpha: Annotated[
         int | None,
         Option(
-            min=0,
             help="Noisy labels per clean one; without --shards the set is diluted in memory "
             "[default: the shards' own; mnist5k without shards: 20]",
         ),
@@ -24,22 +24,24 @@ def train(
         str | None, Option(help="Where noisy labels come from [default: the shards' own, or uniform]")
     ] = None,
     shards: Annotated[Path | None, Option(help="Folder of shards [default: the only shards/DATASET-alpha*]")] = None,
-    source: Annotated[Path | None, Option(help="Your own files of DATASET, when no shards are used")] = None,
+    source: Annotated[
+        Path | None, Option(help="Your own files of DATASET, when no shards are used [default: where Debian puts them]")
+    ] = None,
     clean: Annotated[
         int | None,
-        Option(min=1, help="Use the first so many images of a class-balanced order [default: all]"),
+        Option(help="Use the first so many images of a class-balanced order [default: all]"),
     ] = None,
     model: Annotated[str | None, Option(help="perceptron, mlp1, mlp2, mlp4, conv2, conv4 [default: conv4]")] = None,
     method: Annotated[str, Option(help="plain, h_alpha (oracle: reads the clean labels), histogram")] = "plain",
     loader: Annotated[str, Option(help="auto, resident")] = "auto",
     batch: Annotated[
         int | None,
-        Option(min=1, help="Examples a step (images for h_alpha, histogram) [default: the recipe's]"),
+        Option(help="Examples a step (images for h_alpha, histogram) [default: the recipe's]"),
     ] = None,
     lr: Annotated[float | None, Option(help="Peak learning rate [default: the recipe's]")] = None,
-    optimizer: Annotated[str | None, Option(help="sgd (Nesterov, momentum 0.9), adamw [default: sgd]")] = None,
+    optimizer: Annotated[str | None, Option(help="sgd (Nesterov, momentum 0.9), adamw [default: the recipe's]")] = None,
     weight_decay: Annotated[
-        float | None, Option(help="Of weights; norms and biases have none [default: 0.0005]")
+        float | None, Option(help="Of weights; norms and biases have none [default: the recipe's]")
     ] = None,
     ema: Annotated[
         float | None,
@@ -49,13 +51,15 @@ def train(
         ),
     ] = None,
     schedule: Annotated[
-        str | None, Option(help="constant, linear, cosine, each after a warm-up [default: cosine]")
+        str | None, Option(help="constant, linear, cosine, each after a warm-up [default: the recipe's]")
     ] = None,
     examples: Annotated[
         int | None,
-        Option(min=1, help="Length of the run in examples (images for h_alpha, histogram) [default: the recipe's]"),
+        Option(help="Length of the run in examples (images for h_alpha, histogram) [default: the recipe's]"),
     ] = None,
-    epochs: Annotated[float | None, Option(help="Length of the run in passes, in place of --examples")] = None,
+    epochs: Annotated[
+        float | None, Option(help="Length of the run in passes over the data, in place of --examples [default: none]")
+    ] = None,
     seed: Annotated[int | None, Option(help="Draws order, augmentation and weights [default: 0]")] = None,
     noise_seed: Annotated[int | None, Option(help="Draws the noisy labels [default: the shards' own, or 0]")] = None,
     precision: Annotated[
@@ -66,15 +70,16 @@ def train(
         Option(help="Share of the training images held out for the noisy validation, in [0, 1) [default: 0.1]"),
     ] = None,
     eval_every: Annotated[
-        int | None, Option(min=1, help="Examples between evaluations [default: a thirtieth of the run]")
+        int | None, Option(help="Examples between evaluations [default: a thirtieth of the run]")
     ] = None,
     checkpoint_every: Annotated[
         int | None,
-        Option(min=1, help="Examples between checkpoints, besides one every 5 minutes [default: 10,000,000]"),
+        Option(help="Examples between checkpoints, besides one every 5 minutes [default: 10,000,000]"),
     ] = None,
     out: Annotated[Path | None, Option(help="Run folder [default: runs/DATASET-METHOD-alphaA-seedS]")] = None,
     resume: Annotated[
-        bool, Option("--resume", help="Start, go on, or show the result, whichever the run folder calls for")
+        bool,
+        Option("--resume", help="Start, go on, or show the result, whichever the run folder calls for [default: off]"),
     ] = False,
 ) -> None:
     """Train a net on an α-diluted image data set."""
@@ -129,4 +134,5 @@ def train(
 
 def main() -> None:
     """Run the command."""
+    settle()
     run(train, name="train")

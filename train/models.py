@@ -74,6 +74,8 @@ MODELS: dict[str, Callable[[Shape, int], nn.Module]] = {
 def build_model(name: str, image_shape: Shape, num_classes: int, *, seed: int, learner: int = 0) -> nn.Module:
     """Build a net whose initial weights depend on nothing but the arguments.
 
+    The last layer starts at zero: predictions start uniform, which α-diluted labels nearly are.
+
     Args:
         name: One of `MODELS`.
         image_shape: (h, w, c) of an image.
@@ -88,7 +90,11 @@ def build_model(name: str, image_shape: Shape, num_classes: int, *, seed: int, l
         raise UserError(f"unknown model '{name}'; the models are: {', '.join(MODELS)}")
     with torch.random.fork_rng(devices=[]):  # the outer generator stays as it was
         torch.default_generator.manual_seed(word(seed, INIT, learner))
-        return MODELS[name](image_shape, num_classes)
+        net = MODELS[name](image_shape, num_classes)
+    last = [layer for layer in net.modules() if isinstance(layer, nn.Linear)][-1]
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return net
 
 
 def _conv(channels_in: int, channels_out: int) -> list[nn.Module]:

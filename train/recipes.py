@@ -130,29 +130,58 @@ def recipe_for(
             raise UserError(f"epochs is {epochs}; give a number above 0")
         per_image = num_copies if METHODS[method].stream == "examples" else 1
         given["examples"] = max(1, round(epochs * num_images * per_image))
+    if given.get("optimizer") == "sgd":
+        defaults |= _SGD
     fields = {**defaults, **given}
     fields.setdefault("eval_every", max(fields["batch"], fields["examples"] // 30))
     fields.setdefault("log_every", 50 * fields["batch"])
     return Recipe(dataset=dataset, method=method, **fields)
 
 
-def plain_recipe(num_images: int, num_copies: int) -> dict[str, Any]:
-    """Large batches and a small rate, because a batch's signal shrinks with 1/(1+α): 12 views of an image's labels.
+# Chosen on mnist5k by cross-entropy on the noisy labels of held-out images (10 %, 3 seeds, conv4, bf16), never on test
+# images; Δ is against the chosen setting, with its standard error over the same held-out images, in units of 0.001.
+_AVERAGED_ADAMW: Final[dict[str, Any]] = {
+    "optimizer": "adamw",
+    "lr": 1e-3,
+    "momentum": 0.9,
+    "beta2": 0.99,
+    "schedule": "constant",
+    "warmup_frac": 0.05,
+    "ema": 3.0,
+}
 
-    Not tuned yet on data; the numbers are those that a conv net on MNIST commonly starts from.
+
+# As good as AdamW for the histogram on mnist5k (twenty passes): Δ 0.0 ± 0.2.
+_SGD: Final = {"lr": 0.06, "weight_decay": 1e-2}
+
+
+def plain_recipe(num_images: int, num_copies: int) -> dict[str, Any]:
+    """Large batches, a small constant rate, averaged weights; eight passes over all examples.
+
+    mnist5k, α = 10, 2,000 clean labels, 48 s on two cores: 92.1 % (91.4 to 92.6, 3 seeds) on the test digits.
+    Against it, Δ of the noisy validation loss: without averaging +3.6 ± 1.0; four passes +2.9 ± 0.8; six +0.4 ± 0.4;
+    weight decay 3 at four passes +3.7 ± 1.1; dropout 0.5 +6.4 ± 1.4.
     """
-    return {"batch": 512, "lr": 0.02, "examples": 12 * num_images * num_copies}
+    return {**_AVERAGED_ADAMW, "batch": 512, "weight_decay": 1.0, "examples": 8 * num_images * num_copies}
 
 
 def histogram_recipe(num_images: int, num_copies: int) -> dict[str, Any]:
-    """Forty passes over the images; the batch counts images, each with all its labels.
+    """Strong decay and averaged weights against memorising; twelve passes over the images, batches counted in images.
 
-    Not tuned yet on data; the numbers are those that a conv net on MNIST commonly starts from.
+    mnist5k, α = 20, 4,000 clean labels, 19 s on two cores: 94.8 % (94.3 to 95.4, 3 seeds) on the test digits.
+    Against it, Δ of the noisy validation loss: without averaging +1.1 ± 0.3; weight decay 1 +0.2 ± 0.2; sixteen passes
+    +0.1 ± 0.1; sgd 0.06 with decay 0.01 and averaging, twenty passes, 0.0 ± 0.2, without averaging +2.2 ± 0.4; sgd
+    0.02 with decay 5e-4 and cosine, thirty passes, +1.9 ± 0.4; dropout 0.5 +1.0 ± 0.3.
     """
-    return {"batch": 128, "lr": 0.02, "examples": 40 * num_images}
+    return {**_AVERAGED_ADAMW, "batch": 128, "weight_decay": 3.0, "examples": 12 * num_images}
 
 
-_RECIPES: Final = {"plain": plain_recipe, "h_alpha": histogram_recipe, "histogram": histogram_recipe}
+def h_alpha_recipe(num_images: int, num_copies: int) -> dict[str, Any]:
+    """The histogram's recipe, whose limit this oracle is; not tuned apart from it."""
+    return histogram_recipe(num_images, num_copies)
+
+
+_RECIPES: Final = {"plain": plain_recipe, "h_alpha": h_alpha_recipe, "histogram": histogram_recipe}
 
 
 def check_choice(kind: str, name: str, menu: Collection[str]) -> None:

@@ -6,7 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.errors import UserError
+from pipeline.sources.cifar10 import open_cifar10
+from pipeline.sources.cifar100 import open_cifar100
 from pipeline.sources.fashion_mnist import open_fashion_mnist
+from pipeline.sources.folder import open_folder
+from pipeline.sources.imagenet import open_imagenet
 from pipeline.sources.mnist import open_mnist
 from pipeline.sources.mnist5k import open_mnist5k
 from pipeline.sources.synthetic import open_synthetic
@@ -18,6 +22,10 @@ SOURCES: dict[str, Callable[[Path | None], Source]] = {
     "mnist5k": open_mnist5k,
     "mnist": open_mnist,
     "fashion_mnist": open_fashion_mnist,
+    "cifar10": open_cifar10,
+    "cifar100": open_cifar100,
+    "imagenet": open_imagenet,
+    "folder": open_folder,
     "synthetic": open_synthetic,
 }
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from pipeline.errors import UserError
+from pipeline.fetch import fetched
 from pipeline.sources.idx import open_idx
 from pipeline.sources.types import Augmentation, Source
 
@@ -17,14 +18,15 @@ def open_mnist(path: Path | None = None) -> Source:
     """Open the 60,000 + 10,000 digits of MNIST.
 
     Args:
-        path: The folder of the four IDX files.
+        path: The folder of the four IDX files; by default where `tools/fetch mnist` puts them.
 
     Raises:
-        UserError: Without a path, or if a file is missing or wrong.
+        UserError: If there is no folder, or a file is missing or wrong.
     """
-    if path is None:
+    folder = path or fetched("mnist")
+    if folder is None:
         raise UserError(
-            "mnist needs --source DIR, the folder of train-images-idx3-ubyte[.gz] and its 3 companions; "
-            "mnist5k is embedded and needs none"
+            "mnist needs --source DIR, the folder of train-images-idx3-ubyte[.gz] and its 3 companions, or "
+            "`tools/fetch mnist`; mnist5k is embedded and needs none"
         )
-    return open_idx("mnist", path, classes=DIGITS, augmentation=AUGMENTATION)
+    return open_idx("mnist", folder, classes=DIGITS, augmentation=AUGMENTATION)

@@ -44,7 +44,14 @@ class Split(Protocol):
     def __len__(self) -> int: ...
 
     def item(self, index: int) -> Item:
-        """Return one image as the source has it."""
+        """Return one image as the source has it; nothing is decoded.
+
+        Raises:
+            DamagedImageError: If it cannot be read, or is no image of a known encoding.
+        """
+
+    def name_of(self, index: int) -> str:
+        """Say where an image lies inside the source, for messages."""
 
 
 class ArraySplit:
@@ -77,6 +84,7 @@ class ArraySplit:
                 f"allowed are 0 to {num_classes - 1}: give labels of this data set"
             )
         self.images = images
+        self.name = name
         self.labels: UInt16[Array, " n"] = labels.astype(np.uint16)
 
     def __len__(self) -> int:
@@ -86,6 +94,10 @@ class ArraySplit:
         """Return the raw pixels of one image."""
         _, height, width, channels = self.images.shape
         return Item(self.images[index].tobytes(), "raw", height, width, channels)
+
+    def name_of(self, index: int) -> str:
+        """Name the array and the image's place in it."""
+        return f"{self.name} image {index}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,3 +85,11 @@ def test_every_place_is_equally_likely(size: int) -> None:
 def test_a_size_out_of_range_is_refused(size: int) -> None:
     with pytest.raises(ValueError, match="1 to 2\\^62"):
         permutation(size, seed=0, domain=DOMAIN)
+
+
+@pytest.mark.parametrize("position", [-1, 100, 2**62])
+def test_a_position_out_of_range_is_refused(position: int) -> None:
+    order = permutation(100, seed=0, domain=DOMAIN)
+    for send in (order, order.inverse):
+        with pytest.raises(ValueError, match=r"in \[0, 100\)"):
+            send(np.array([5, position]))

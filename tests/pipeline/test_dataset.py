@@ -1,3 +1,4 @@
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +93,24 @@ def test_a_missing_or_shortened_file_is_named(shards: Path, tmp_path: Path) -> N
         open_shards(tmp_path)
     (tmp_path / "train-000001.tar").unlink()
     with pytest.raises(UserError, match=r"train-000001.tar is missing"):
+        open_shards(tmp_path)
+
+
+def test_a_flipped_byte_in_the_head_of_an_index_is_an_error(shards: Path, tmp_path: Path) -> None:
+    for file in shards.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    index = (tmp_path / "train.index.npy").read_bytes()
+    opened = 0
+    for place in range(index.index(b"\n") + 1):
+        for change in (1, 8, 255):
+            flipped = index[:place] + bytes([index[place] ^ change]) + index[place + 1 :]
+            (tmp_path / "train.index.npy").write_bytes(flipped)
+            with suppress(UserError):  # anything else fails this test
+                open_shards(tmp_path)
+                opened += 1
+    assert opened < 20  # such as one blank for another
+    (tmp_path / "train.index.npy").write_bytes(b"?" + index[1:])
+    with pytest.raises(UserError, match=r"train\.index\.npy cannot be read .* build the data set again with --force"):
         open_shards(tmp_path)
 
 

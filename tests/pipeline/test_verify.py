@@ -118,6 +118,18 @@ def test_a_changed_byte_of_an_image_or_label_is_found_and_the_image_named(
     assert str(problems[1]).startswith(f"{name}: image {int(member.name[:9])}: ")
 
 
+@pytest.mark.parametrize(
+    ("at", "change"), [(8, 64), (21, 16), (26, 66)], ids=["TokenError", "SyntaxError", "TypeError"]
+)
+def test_a_header_on_which_numpy_stumbles_is_a_problem_like_others(folder: Path, at: int, change: int) -> None:
+    shard = folder / "train-000000.tar"
+    start, data = members(shard)["000000003.labels.npy"]
+    overwrite(shard, start + at, bytes([data[at] ^ change]))
+    problems = verify(folder)
+    assert [(problem.file, problem.image_id) for problem in problems] == [(shard.name, None), (shard.name, 3)]
+    assert problems[1].reason.startswith("its noisy labels cannot be read: ")
+
+
 # ---- whole files ----
 
 

@@ -35,6 +35,12 @@ def test_models_have_the_layers_they_say(name: str, parameters: int) -> None:
     assert len(weights(build_model(name, (28, 28, 1), 10, seed=0))) == parameters
 
 
+@pytest.mark.parametrize("name", list(MODELS))
+def test_predictions_start_uniform(name: str) -> None:
+    images = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert not build_model(name, (8, 8, 1), 4, seed=0)(images).any()
+
+
 def test_only_conv_nets_have_batch_norm() -> None:
     with_norm = [
         name

@@ -1,16 +1,16 @@
-"""What tools/bench measures, one file per stage; this is the menu."""
+"""What tools/bench measures, one file per stage: each has a function `variants`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from importlib import import_module
+from typing import Final
 
-from benchmarks import labels, load, opening, order, train
 from benchmarks.measure import Settings, Variant
 
-STAGES: dict[str, Callable[[Settings], list[Variant]]] = {
-    "labels": labels.variants,
-    "order": order.variants,
-    "open": opening.variants,
-    "load": load.variants,
-    "train": train.variants,
-}
+STAGES: Final = ("labels", "order", "open", "load", "train")
+
+
+def variants(stage: str, settings: Settings) -> list[Variant]:
+    """Prepare a stage; only its own libraries are imported, so that a usage error answers at once."""
+    found: list[Variant] = import_module(f"benchmarks.{stage}").variants(settings)
+    return found

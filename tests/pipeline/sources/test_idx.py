@@ -159,14 +159,28 @@ def test_an_empty_set_is_refused(tmp_path: Path) -> None:
         open_source("mnist", tmp_path)
 
 
-def test_mnist_without_a_path_says_what_to_pass() -> None:
-    with pytest.raises(UserError, match="mnist needs --source DIR"):
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("DILUTE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_mnist_without_a_path_says_what_to_pass(cache: Path) -> None:
+    with pytest.raises(UserError, match=r"mnist needs --source DIR, .* or `tools/fetch mnist`"):
         open_source("mnist")
 
 
-def test_fashion_mnist_without_its_package_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fashion_mnist, "DEBIAN_FOLDER", tmp_path / "absent")
-    with pytest.raises(UserError, match=r"apt-get install dataset-fashion-mnist.*--source"):
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
+def test_without_a_path_what_was_fetched_is_read(name: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fashion_mnist, "DEBIAN_FOLDER", cache / "absent")
+    (cache / name).mkdir(parents=True)
+    write_set(cache / name, SPELLINGS[1])
+    assert len(open_source(name).train) == 20
+
+
+def test_fashion_mnist_without_its_package_says_how_to_get_it(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fashion_mnist, "DEBIAN_FOLDER", cache / "absent")
+    with pytest.raises(UserError, match=r"apt-get install dataset-fashion-mnist.*tools/fetch fashion_mnist.*--source"):
         open_source("fashion_mnist")
 
 

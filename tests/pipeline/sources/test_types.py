@@ -18,6 +18,7 @@ def test_an_item_holds_the_raw_pixels_of_its_image() -> None:
     item = split.item(1)
     assert (item.encoding, item.height, item.width, item.channels) == ("raw", 2, 3, 1)
     assert item.data == bytes(range(6, 12))
+    assert split.name_of(1) == "some-labels image 1"
     assert len(split) == 3
     assert split.labels.dtype == np.uint16
     assert split.labels.tolist() == [0, 3, 1]
@@ -41,7 +42,8 @@ def test_a_split_refuses_what_does_not_fit(make: Callable[[], ArraySplit], messa
 
 
 def test_an_unknown_data_set_lists_the_menu() -> None:
-    with pytest.raises(UserError, match="no data set 'minst': choose one of mnist5k, mnist, fashion_mnist, synthetic"):
+    menu = "mnist5k, mnist, fashion_mnist, cifar10, cifar100, imagenet, folder, synthetic"
+    with pytest.raises(UserError, match=f"no data set 'minst': choose one of {menu}$"):
         open_source("minst")
 
 

@@ -7,7 +7,16 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 
 from pipeline.errors import UserError
-from pipeline.laws import LAWS, Formula, Uniform, law_from_json, law_to_json, noisy_share, wrong_share
+from pipeline.laws import (
+    Formula,
+    Pair,
+    Structured,
+    Uniform,
+    alpha_of_noisy_share,
+    alpha_of_wrong_share,
+    noisy_share,
+    wrong_share,
+)
 
 FORMULAS = st.builds(
     Formula, st.integers(1, 300), st.integers(1, 40), st.integers(0, 30), st.just(Uniform()), st.integers(0, 2**64 - 1)
@@ -54,25 +63,46 @@ def test_the_share_of_right_labels_is_the_expected_one(num_classes: int) -> None
     # Two-sided binomial test with a false-alarm rate of 1e-6.
     low, high = binom.interval(1 - 1e-6, 20_000 * 20, 1 / num_classes)
     assert low <= drawn_right <= high
-    assert right / formula.num_examples == pytest.approx(formula.right_share, abs=0.002)
+    assert right / formula.num_examples == pytest.approx(formula.right_share(true), abs=0.002)
 
 
 def test_alpha_r_and_eta_are_the_papers() -> None:
     # P(true) at K = 10 from the definition: α = 5, 10, 20, 50, 100.
-    shares = [Formula(1, 10, alpha).right_share for alpha in (5, 10, 20, 50, 100)]
+    shares = [Formula(1, 10, alpha).right_share(np.zeros(1, dtype=np.uint16)) for alpha in (5, 10, 20, 50, 100)]
     assert shares == pytest.approx([0.25, 0.1818, 0.1429, 0.1176, 0.1089], abs=5e-5)
     assert noisy_share(20) == pytest.approx(20 / 21)
     assert [1 - wrong_share(alpha, 10) for alpha in (5, 10, 20, 50, 100)] == pytest.approx(shares)
 
 
-@pytest.mark.parametrize("law", [cls() for cls in LAWS.values()], ids=lambda law: law.name)
-def test_a_law_survives_its_json(law: Any) -> None:
-    assert law_from_json(law_to_json(law)) == law
+@given(st.integers(0, 10**6), st.integers(2, 65_535))
+def test_alpha_comes_back_from_r_and_from_eta(alpha: int, num_classes: int) -> None:
+    # 1 − r is 1/(1+α): its rounding to 2^-53 is (1+α) times as large in α.
+    assert alpha_of_noisy_share(noisy_share(alpha)) == pytest.approx(alpha, rel=1e-9)
+    assert alpha_of_wrong_share(wrong_share(alpha, num_classes), num_classes) == pytest.approx(alpha, rel=1e-9)
 
 
-def test_an_unknown_law_lists_the_menu() -> None:
-    with pytest.raises(UserError, match="uniform"):
-        law_from_json({"name": "unifrom"})
+@pytest.mark.parametrize("share", [-0.1, 1.0, 1.5, float("nan")])
+def test_a_share_that_no_alpha_has_is_refused(share: float) -> None:
+    with pytest.raises(ValueError, match="lies in"):
+        alpha_of_noisy_share(share)
+    with pytest.raises(ValueError, match="lies in"):
+        alpha_of_wrong_share(share, 10)
+    with pytest.raises(ValueError, match="lies in"):
+        alpha_of_wrong_share(0.9, 10)  # only all labels drawn at random have so many wrong ones
+
+
+@given(st.integers(1, 300), st.integers(0, 2**64 - 1), st.sampled_from([Pair(0.4), Structured(0.3, "random")]))
+def test_labels_from_tables_one_by_one_are_the_rows(num_images: int, seed: int, law: Any) -> None:
+    formula = Formula(num_images, 7, 0 if law.replaces else 5, law, seed)
+    ids, true = np.arange(num_images), source_labels(formula)
+    copies, image_ids = np.divmod(np.arange(formula.num_examples), num_images)
+    found = formula.labels(image_ids, copies, true[image_ids])
+    np.testing.assert_array_equal(found.reshape(1 + formula.alpha, -1).T, formula.all_labels(ids, true))
+
+
+def test_a_flip_goes_with_alpha_0_only() -> None:
+    with pytest.raises(UserError, match=r"law pair replaces source labels .* alpha 0, not 3"):
+        Formula(10, 10, 3, Pair(0.4))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,331 @@
+import dataclasses
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import train.experiment
+from pipeline.builder import build, plan_build
+from pipeline.dataset import DilutedSet, dilute, open_shards, view
+from pipeline.errors import UserError
+from pipeline.loaders import open_batches, open_evaluation
+from pipeline.sources.synthetic import synthetic
+from pipeline.sources.types import Augmentation
+from pipeline.types import Batch
+from train.checkpoint import load_state
+from train.clock import Clock
+from train.evaluate import evaluate
+from train.experiment import Stopped, build_learner, result_table, run_experiment, train_images
+from train.learner import Learner
+from train.methods import METHODS
+from train.methods.plain import Plain
+from train.recipes import Recipe
+
+CPU = torch.device("cpu")
+Result = dict[str, Any]
+
+
+def recipe(**given: Any) -> Recipe:
+    """Forty steps of 12 examples: evaluations every 8 steps, a checkpoint every 10."""
+    fields: dict[str, Any] = {"model": "mlp1", "batch": 12, "examples": 480, "eval_every": 96, "log_every": 36}
+    fields |= {"checkpoint_every": 120, "precision": "fp32", "lr": 0.01, "ema": 0.0}
+    return Recipe(**{"dataset": "synthetic", **fields, **given})
+
+
+def weights(folder: Path, name: str = "last.pt") -> dict[str, Tensor]:
+    return load_state(folder / name, CPU)
+
+
+def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    assert first.keys() == second.keys()
+    return all(torch.equal(first[key], second[key]) for key in first)
+
+
+def rows(folder: Path) -> list[dict[str, float]]:
+    """Read what was logged, without what depends on how fast the machine is."""
+    timed = ("wall_s", "speed/", "data/wait_frac")
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if not k.startswith(timed)} for line in lines]
+
+
+def before_step(monkeypatch: pytest.MonkeyPatch, method: str, at: int, what: Callable[[], None]) -> None:
+    """Let something happen when a run is at some step."""
+    step = METHODS[method].step
+
+    def disturbed(self: Any, learner: Learner, batch: Batch, clock: Clock) -> dict[str, Tensor]:
+        if clock.step == at:
+            what()
+        return step(self, learner, batch, clock)
+
+    monkeypatch.setattr(METHODS[method], "step", disturbed)
+
+
+def break_losses(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    update = Learner.update
+    monkeypatch.setattr(
+        Learner,
+        "update",
+        lambda self, loss, clock: update(self, loss * float("nan") if clock.step == at else loss, clock),
+    )
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_a_run_folder_says_everything_about_a_run(tiny: DilutedSet, tmp_path: Path, method: str) -> None:
+    run = tmp_path / "run"
+    result = run_experiment(recipe(method=method), tiny, run)
+    assert json.loads((run / "result.json").read_text()) == result
+    names = {path.name for path in run.iterdir() if not path.name.startswith("events.")}
+    assert names == {
+        *("config.json", "versions.json", "metrics.jsonl", "result.json"),
+        *("checkpoint.pt", "last.pt", "best.pt"),
+    }
+    assert len(list(run.glob("events.*"))) == 1
+    config = json.loads((run / "config.json").read_text())
+    assert config["recipe"]["method"] == method
+    assert config["data"]["alpha"] == 3
+    assert result["examples"] == 480
+    assert result["uses_clean_labels"] == (method == "h_alpha")
+    evaluations = [row for row in rows(run) if "eval/top1_accuracy" in row]
+    assert [row["examples"] for row in evaluations] == [96, 192, 288, 384, 480]
+    logged = [row for row in rows(run) if "train/loss" in row]
+    assert [row["examples"] for row in logged] == [*range(36, 480, 36), 480]
+    assert ("speed/labels_per_s" in (run / "metrics.jsonl").read_text()) == (method == "histogram")
+
+
+def test_kept_weights_have_the_accuracy_that_was_reported(tiny: DilutedSet, tmp_path: Path) -> None:
+    asked = recipe(ema=2.0, method="histogram")
+    result = run_experiment(asked, tiny, tmp_path / "run")
+    for name, column in (("last.pt", "last"), ("best.pt", "best_noisy_val")):
+        learner = build_learner(asked, tiny, CPU)
+        learner.evaluated.load_state_dict(weights(tmp_path / "run", name))
+        scores = evaluate(learner, open_evaluation(tiny))
+        assert scores.top1_accuracy == result["top1_accuracy"][column]
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_training_learns_from_diluted_labels(tmp_path: Path, method: str) -> None:
+    source = synthetic(num_train=400, num_test=200, height=8, width=8, channels=1, num_classes=4)
+    # A shift of 4 px moves these patterns out of an 8 px image: without it they can be learnt.
+    learnable = dataclasses.replace(dilute(source, alpha=3), augmentation=Augmentation("none"))
+    asked = recipe(method=method, batch=40, examples=4_000, eval_every=4_000)
+    result = run_experiment(asked, learnable, tmp_path / "run")
+    # Chance is 0.25, a vote over the labels is right for 0.66; measured: plain 0.76, h_alpha 0.91, histogram 0.79.
+    assert result["top1_accuracy"]["last"] > 0.6
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_held_out_images_are_never_trained_on(
+    tiny: DilutedSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    seen: set[int] = set()
+    step = METHODS[method].step
+
+    def spy(self: Any, learner: Learner, batch: Batch, clock: Clock) -> dict[str, Tensor]:
+        seen.update((batch.rows % 120).tolist())  # example_id = copy * n + image_id
+        return step(self, learner, batch, clock)
+
+    monkeypatch.setattr(METHODS[method], "step", spy)
+    result = run_experiment(recipe(method=method, val_frac=0.25), tiny, tmp_path / "run")
+    assert seen == set(range(90))
+    assert result["num_noisy_val_images"] == 30
+
+
+def test_without_a_held_out_part_all_images_are_trained_on(tiny: DilutedSet, tmp_path: Path) -> None:
+    result = run_experiment(recipe(val_frac=0.0, method="h_alpha"), tiny, tmp_path / "run")
+    assert result["epochs"] == 4.0
+    assert result["top1_accuracy"]["best_noisy_val"] is None
+    assert result["noisy_val_loss"] is None
+    assert not (tmp_path / "run" / "best.pt").exists()
+    result_table(result, "no column may need what was not measured")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"method": "plain"},
+        {"method": "h_alpha", "optimizer": "adamw", "ema": 3.0},
+        {"method": "histogram", "model": "conv2", "precision": "bf16", "ema": 3.0},
+    ],
+    ids=lambda given: given["method"],
+)
+def test_a_stopped_run_goes_on_as_if_nothing_had_been(
+    tiny: DilutedSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], number: signal.Signals
+) -> None:
+    run_experiment(recipe(**given), tiny, tmp_path / "straight")
+    with monkeypatch.context() as patch:
+        before_step(patch, given["method"], 13, lambda: os.kill(os.getpid(), number))
+        with pytest.raises(Stopped) as stopped:
+            run_experiment(recipe(**given), tiny, tmp_path / "stopped")
+    assert stopped.value.signal_number == number
+    assert load_state(tmp_path / "stopped" / "checkpoint.pt", CPU)["clock"]["examples"] == 14 * 12
+    run_experiment(recipe(**given), tiny, tmp_path / "stopped", resume=True)
+    for name in ("last.pt", "best.pt"):
+        assert same(weights(tmp_path / "straight", name), weights(tmp_path / "stopped", name))
+    assert rows(tmp_path / "stopped") == rows(tmp_path / "straight")
+    straight, again = (json.loads((tmp_path / run / "result.json").read_text()) for run in ("straight", "stopped"))
+    for timed in ("wall_s", "speed/examples_per_s", "data/wait_frac"):
+        assert straight.pop(timed) >= 0
+        assert again.pop(timed) >= 0
+    assert again == straight
+
+
+def test_signal_handlers_are_given_back(tiny: DilutedSet, tmp_path: Path) -> None:
+    before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    run_experiment(recipe(), tiny, tmp_path / "run")
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_a_run_that_died_before_its_first_checkpoint_starts_again(
+    tiny: DilutedSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Died(BaseException):
+        pass
+
+    def die() -> None:
+        raise Died
+
+    run_experiment(recipe(), tiny, tmp_path / "straight")
+    with monkeypatch.context() as patch:
+        before_step(patch, "plain", 9, die)
+        with pytest.raises(Died):
+            run_experiment(recipe(), tiny, tmp_path / "died")
+    assert not (tmp_path / "died" / "checkpoint.pt").exists()
+    run_experiment(recipe(), tiny, tmp_path / "died", resume=True)
+    assert same(weights(tmp_path / "straight"), weights(tmp_path / "died"))
+    assert rows(tmp_path / "straight") == rows(tmp_path / "died")
+
+
+def test_resume_starts_in_an_empty_folder_and_only_reads_a_finished_run(
+    tiny: DilutedSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = run_experiment(recipe(), tiny, tmp_path / "run", resume=True)
+    monkeypatch.setattr(train.experiment, "fit", lambda *a, **k: pytest.fail("a finished run was trained on"))
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()}
+    assert run_experiment(recipe(), tiny, tmp_path / "run", resume=True) == result
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()} == before
+    with pytest.raises(UserError, match="add --resume"):
+        run_experiment(recipe(), tiny, tmp_path / "run")
+
+
+def test_resuming_on_other_data_is_refused(tiny: DilutedSet, tmp_path: Path) -> None:
+    run_experiment(recipe(), tiny, tmp_path / "run")
+    with pytest.raises(UserError, match=r"another recipe \(alpha: 3 → 4\)"):
+        run_experiment(recipe(), view(tiny, alpha=4), tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize(
+    ("step", "given"),
+    [
+        (17, {"log_every": 12 * 20, "eval_every": 10_000, "checkpoint_every": 120}),
+        (17, {"log_every": 10_000, "eval_every": 12 * 20, "checkpoint_every": 120}),
+        (17, {"log_every": 10_000, "eval_every": 10_000, "checkpoint_every": 120}),
+        (39, {"log_every": 10_000, "eval_every": 10_000, "checkpoint_every": 120}),
+    ],
+    ids=["seen by the log", "seen by an evaluation", "seen by a checkpoint", "the last step"],
+)
+def test_a_loss_that_is_not_finite_stops_the_run_names_the_examples_and_keeps_the_last_good_checkpoint(
+    tiny: DilutedSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, given: dict[str, int]
+) -> None:
+    run_experiment(recipe(**given), tiny, tmp_path / "straight")
+    first = step * 12
+    batches = open_batches(tiny, batch=12, start=first, images=range(108))
+    ids = next(batches).rows.tolist()
+    with monkeypatch.context() as patch:
+        break_losses(patch, step)
+        with pytest.raises(UserError) as error:
+            run_experiment(recipe(**given), tiny, tmp_path / "broken")
+    message = str(error.value)
+    assert f"loss of step {step} is not finite" in message
+    assert f"positions {first} to {first + 11}" in message
+    assert f"example ids {', '.join(map(str, ids[:8]))} and 4 more" in message
+    assert not (tmp_path / "broken" / "result.json").exists()
+    saved = load_state(tmp_path / "broken" / "checkpoint.pt", CPU)
+    assert saved["clock"]["examples"] == step * 12 // 120 * 120
+    assert all(torch.isfinite(tensor).all() for tensor in saved["learner"]["net"].values())
+    # What was kept is good: without the fault the run goes on to where it would have come.
+    run_experiment(recipe(**given), tiny, tmp_path / "broken", resume=True)
+    assert same(weights(tmp_path / "straight"), weights(tmp_path / "broken"))
+
+
+def test_a_rate_that_is_far_too_large_ends_in_one_clear_error(tiny: DilutedSet, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"step \d+ is not finite .* lower --lr"):
+        run_experiment(recipe(lr=1e30, warmup_frac=0.0), tiny, tmp_path / "run")
+
+
+def test_the_host_reads_the_device_once_a_log_interval(
+    tiny: DilutedSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = 0
+    tolist = Tensor.tolist
+
+    def counted(self: Tensor) -> Any:
+        nonlocal reads
+        reads += self.dtype == torch.float64
+        return tolist(self)
+
+    def forbidden(self: Tensor) -> Any:
+        pytest.fail("a step waited for the device")
+
+    monkeypatch.setattr(Tensor, "tolist", counted)
+    step = Plain.step
+
+    def strict(self: Plain, learner: Learner, batch: Batch, clock: Clock) -> dict[str, Tensor]:
+        with monkeypatch.context() as patch:
+            for name in ("item", "tolist", "numpy", "__float__", "__int__", "__bool__"):
+                patch.setattr(Tensor, name, forbidden)
+            return step(self, learner, batch, clock)
+
+    monkeypatch.setattr(Plain, "step", strict)
+    run_experiment(recipe(eval_every=480, log_every=48, checkpoint_every=480), tiny, tmp_path / "run")
+    assert reads == 10 + 2  # ten log intervals; the test images and the held-out ones once
+
+
+def test_a_run_is_the_same_from_shards_and_in_memory(tmp_path: Path) -> None:
+    source = synthetic(num_train=120, num_test=40, height=8, width=8, channels=1, num_classes=4)
+    build(plan_build(source, dilute(source, alpha=3)), tmp_path / "shards")
+    in_memory = run_experiment(recipe(alpha=3), dilute(source, alpha=3), tmp_path / "memory")
+    asked = recipe(shards=str(tmp_path / "shards"))
+    from_shards = run_experiment(asked, open_shards(tmp_path / "shards"), tmp_path / "from-shards")
+    assert same(weights(tmp_path / "memory"), weights(tmp_path / "from-shards"))
+    assert in_memory["top1_accuracy"] == from_shards["top1_accuracy"]
+    # It is even the same run: where the data lies is no part of a recipe.
+    assert run_experiment(asked, open_shards(tmp_path / "shards"), tmp_path / "memory", resume=True) == in_memory
+
+
+def test_both_seeds_matter(tiny: DilutedSet, tmp_path: Path) -> None:
+    run_experiment(recipe(), tiny, tmp_path / "a")
+    run_experiment(recipe(seed=1), tiny, tmp_path / "b")
+    run_experiment(recipe(), view(tiny, noise_seed=1), tmp_path / "c")
+    first, *others = (weights(tmp_path / name) for name in "abc")
+    assert not any(same(first, other) for other in others)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"batch": 433}, r"batch 433 is larger than the data, 432 examples"),
+        ({"batch": 109, "method": "histogram"}, r"batch 109 is larger than the data, 108"),
+        ({"loader": "magic"}, r"unknown loader 'magic'.*resident"),
+        ({"val_frac": 0.999}, r"val_frac 0\.999 holds all 120 images out"),
+        ({"precision": "fp16"}, "fp16 needs an NVIDIA GPU"),
+    ],
+)
+def test_a_recipe_that_does_not_fit_is_refused_before_anything_is_written(
+    tiny: DilutedSet, tmp_path: Path, given: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        run_experiment(recipe(**given), tiny, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_held_out_part_is_the_end_of_the_class_balanced_order(tiny: DilutedSet) -> None:
+    assert [train_images(120, frac) for frac in (0.0, 0.1, 0.25, 0.999)] == [120, 108, 90, 0]
+    classes = tiny.train.source_labels[train_images(120, 0.1) :]
+    assert sorted(classes.tolist()) == [label for label in range(4) for _ in range(3)]

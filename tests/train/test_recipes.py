@@ -1,0 +1,65 @@
+import dataclasses
+import math
+from typing import Any
+
+import pytest
+
+from pipeline.errors import UserError
+from train.methods import METHODS
+from train.recipes import Recipe, difference, recipe_for
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_every_method_has_a_recipe(method: str) -> None:
+    recipe = recipe_for("mnist5k", method, num_images=3_600, num_copies=21)
+    assert recipe.method == method
+    per_image = 21 if METHODS[method].stream == "examples" else 1
+    assert recipe.examples % (3_600 * per_image) == 0
+    assert recipe.examples // 30 <= recipe.eval_every <= recipe.examples
+
+
+@pytest.mark.parametrize(("method", "examples"), [("plain", 2.5 * 90 * 4), ("histogram", 225), ("h_alpha", 225)])
+def test_epochs_are_passes_over_what_the_method_streams(method: str, examples: float) -> None:
+    assert recipe_for("mnist5k", method, num_images=90, num_copies=4, epochs=2.5).examples == examples
+
+
+def test_what_the_user_gives_wins() -> None:
+    given: dict[str, Any] = {"lr": 0.7, "batch": 3, "examples": 77, "eval_every": 5, "model": "mlp2"}
+    recipe = dataclasses.asdict(recipe_for("mnist5k", "plain", num_images=90, num_copies=4, **given))
+    assert {key: recipe[key] for key in given} == given
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("model", "resnet", r"unknown model 'resnet'; the models are: perceptron, mlp1"),
+        ("method", "magic", r"unknown method 'magic'; the methods are: plain, h_alpha, histogram"),
+        ("optimizer", "lion", r"the optimizers are: sgd, adamw"),
+        ("schedule", "steps", r"the schedules are: constant, linear, cosine"),
+        ("precision", "int8", r"the precisions are: auto, bf16, fp16, fp32"),
+        ("batch", 0, "batch is 0"),
+        ("examples", -1, "examples is -1"),
+        ("lr", -0.1, "lr is -0.1"),
+        ("lr", math.nan, "lr is nan"),
+        ("lr", math.inf, "lr is inf"),
+        ("val_frac", 1.0, "val_frac is 1.0"),
+        ("weight_decay", -1.0, "weight_decay is -1.0"),
+        ("seed", -1, "seed -1"),
+    ],
+)
+def test_a_value_that_is_not_allowed_is_refused_with_what_is(field: str, value: Any, message: str) -> None:
+    fields: dict[str, Any] = {"dataset": "mnist5k", "examples": 100, field: value}
+    with pytest.raises(UserError, match=message):
+        Recipe(**fields)
+
+
+@pytest.mark.parametrize("epochs", [0.0, -1.0, math.nan, math.inf])
+def test_a_run_of_no_or_endless_epochs_is_refused(epochs: float) -> None:
+    with pytest.raises(UserError, match="epochs is"):
+        recipe_for("mnist5k", "plain", num_images=90, num_copies=4, epochs=epochs)
+
+
+def test_a_difference_names_each_key_with_both_values_unless_it_is_free() -> None:
+    before = {"lr": 0.1, "model": "mlp1", "gone": 1, "where": "a"}
+    now = {"lr": 0.2, "model": "mlp1", "new": 2, "where": "b"}
+    assert difference(before, now, free={"where"}) == ["lr: 0.1 → 0.2", "gone: 1 → None", "new: None → 2"]

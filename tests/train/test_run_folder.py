@@ -1,0 +1,57 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.errors import UserError
+from train.run_folder import RunFolder
+
+CONFIG: dict[str, dict[str, Any]] = {
+    "recipe": {"lr": 0.1, "shards": None, "checkpoint_every": 5},
+    "data": {"alpha": 3, "mean": (0.1,)},
+}
+
+
+def test_a_new_folder_says_what_runs_and_with_which_versions(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "a" / "b", CONFIG, resume=False)
+    assert folder.read("config.json") == json.loads(json.dumps(CONFIG))
+    entry = folder.read("versions.json")[0]
+    assert {"dilute", "torch", "numpy", "python", "cpu_threads"} <= set(entry)
+    RunFolder(folder.path, CONFIG, resume=True)
+    assert len(folder.read("versions.json")) == 2
+
+
+def test_an_existing_run_is_never_overwritten(tmp_path: Path) -> None:
+    RunFolder(tmp_path / "run", CONFIG, resume=False)
+    with pytest.raises(UserError, match=r"holds a run already; add --resume"):
+        RunFolder(tmp_path / "run", CONFIG, resume=False)
+
+
+def test_a_folder_with_something_else_is_never_written_to(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("x")
+    for path in (tmp_path, tmp_path / "thesis.txt"):
+        for resume in (False, True):
+            with pytest.raises(UserError, match="holds no run; give --out a new folder"):
+                RunFolder(path, CONFIG, resume=resume)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_resuming_another_recipe_shows_the_difference_key_by_key(tmp_path: Path) -> None:
+    RunFolder(tmp_path / "run", CONFIG, resume=False)
+    other = {"recipe": CONFIG["recipe"] | {"lr": 0.2}, "data": CONFIG["data"] | {"alpha": 4}}
+    with pytest.raises(UserError, match=r"another recipe \(alpha: 3 → 4; lr: 0\.1 → 0\.2\)"):
+        RunFolder(tmp_path / "run", other, resume=True)
+
+
+def test_moved_data_and_other_checkpoint_times_are_the_same_run(tmp_path: Path) -> None:
+    RunFolder(tmp_path / "run", CONFIG, resume=False)
+    moved = {"recipe": CONFIG["recipe"] | {"shards": "/elsewhere", "checkpoint_every": 9}, "data": CONFIG["data"]}
+    RunFolder(tmp_path / "run", moved, resume=True)
+
+
+def test_a_damaged_config_is_named(tmp_path: Path) -> None:
+    RunFolder(tmp_path / "run", CONFIG, resume=False)
+    (tmp_path / "run" / "config.json").write_text('{"recipe"')
+    with pytest.raises(UserError, match=r"config\.json is damaged"):
+        RunFolder(tmp_path / "run", CONFIG, resume=True)
