@@ -26,8 +26,9 @@ def plot_curves(folder: Path, picture: Path) -> None:
     data, recipe = config["data"], config["recipe"]
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     left.plot(*_series(rows, "eval/top1_accuracy"), marker=".", label="test accuracy")
-    vote = vote_baseline(data["num_classes"], data["alpha"])
-    left.axhline(vote, color="grey", linestyle=":", label=f"vote over an image's labels, {vote:.3f}")
+    if data["law"]["name"] == "uniform":
+        vote = vote_baseline(data["num_classes"], data["alpha"])
+        left.axhline(vote, color="grey", linestyle=":", label=f"vote over an image's labels, {vote:.3f}")
     left.set(ylim=(0, 1), ylabel="top-1 accuracy")
     right.plot(*_series(rows, "train/loss"), label="training labels")
     seen, loss = _series(rows, "eval/noisy_val_loss")

@@ -13,7 +13,7 @@ from pipeline.console import console
 from pipeline.dataset import DilutedSet
 from pipeline.errors import UserError
 from pipeline.loaders import open_batches, open_evaluation
-from pipeline.votes import vote_baseline
+from pipeline.votes import expected_vote
 from train.checkpoint import save_state
 from train.clock import Clock
 from train.data import facts
@@ -72,6 +72,9 @@ def run_experiment(recipe: Recipe, dataset: DilutedSet, folder: Path, *, resume:
     held_in = train_images(dataset.formula.num_images, recipe.val_frac)
     if not held_in:
         raise UserError(f"val_frac {recipe.val_frac} holds all {dataset.formula.num_images} images out; lower it")
+    law = dataset.formula.law.name
+    if METHODS[recipe.method].uses_clean_labels and law != "uniform":
+        raise UserError(f"{recipe.method} is defined for law uniform, this data set's is {law}; give another --method")
     method = METHODS[recipe.method](num_classes=dataset.num_classes, alpha=dataset.formula.alpha)
     batches = open_batches(
         dataset,
@@ -152,11 +155,12 @@ def outcome(run: Run) -> dict[str, Any]:
         "noisy_val_loss_se": best.get("eval/noisy_val_loss_se"),
         "num_noisy_val_images": len(run.noisy_val) if run.noisy_val is not None else 0,
         "num_test_images": len(run.test),
-        "vote_baseline": vote_baseline(run.dataset.num_classes, run.dataset.formula.alpha),
+        "vote_baseline": expected_vote(run.dataset.formula, run.dataset.train.source_labels),
         "uses_clean_labels": run.method.uses_clean_labels,
         "examples": run.clock.examples,
         "epochs": run.clock.epoch,
         "num_replaced": run.batches.num_replaced,
+        "replaced_image_ids": sorted(run.replaced),
         "wall_s": round(run.clock.wall_s, 3),
         **run.pace.totals(),
     }
@@ -176,7 +180,9 @@ def result_table(result: dict[str, Any], title: str) -> Table:
         loss = f"{result['noisy_val_loss']:.5f} ± {result['noisy_val_loss_se']:.5f}"
         rows.append(("lowest noisy validation loss", f"{loss} ({result['num_noisy_val_images']:,} images)"))
     if result["num_replaced"]:
-        rows.append(("images replaced, unreadable", f"{result['num_replaced']:,}"))
+        ids = result["replaced_image_ids"]
+        named = ", ".join(map(str, ids[:5])) + (" …" if len(ids) > 5 else "")
+        rows.append(("examples replaced, unreadable", f"{result['num_replaced']:,} (image ids {named})"))
     rows.append(("examples", f"{result['examples']:,} ({result['epochs']:.1f} epochs)"))
     speed = f"{result['speed/examples_per_s']:,.0f} examples/s"
     rows.append(("speed", f"{speed}, {result['data/wait_frac']:.0%} waiting for data"))

@@ -12,6 +12,7 @@ from typing import Any, Final
 from pipeline.dataset import DilutedSet
 from pipeline.errors import UserError
 from pipeline.loaders import Batches, Evaluation
+from pipeline.types import Batch
 from train.checkpoint import load_state, save_state
 from train.clock import Clock
 from train.evaluate import best_by_noisy_validation, evaluate
@@ -40,6 +41,7 @@ class Run:
         noisy_val: The held-out training images; None if there are none.
         clock: The time.
         evaluations: One row each, in order.
+        replaced: Ids of images that could not be read and in whose place others were trained on.
     """
 
     recipe: Recipe
@@ -52,6 +54,7 @@ class Run:
     noisy_val: Evaluation | None
     clock: Clock
     evaluations: list[dict[str, float]] = field(default_factory=list)
+    replaced: set[int] = field(default_factory=set)
     meter: Meter = field(default_factory=Meter)
     pace: Pace = field(default_factory=Pace)
     shown: dict[str, float] = field(default_factory=dict)
@@ -64,6 +67,8 @@ def fit(run: Run, log: Log, display: Display, stop: Callable[[], bool]) -> None:
     while not clock.finished:
         with run.pace.waiting():
             batch = next(run.batches)
+        if len(batch.replaced):
+            note_replaced(run, batch)
         run.meter.add(run.method.step(run.learner, batch, clock))
         run.pace.add(recipe.batch)
         clock.tick()
@@ -79,6 +84,12 @@ def fit(run: Run, log: Log, display: Display, stop: Callable[[], bool]) -> None:
                 save(run)
         if stopping:
             return
+
+
+def note_replaced(run: Run, batch: Batch) -> None:
+    """Keep the ids of the images that others stand in for; the batch's own rows name the stand-ins."""
+    ids = run.batches.rows_at(run.clock.examples)[batch.replaced.numpy()]
+    run.replaced.update((ids % run.dataset.formula.num_images).tolist())
 
 
 def read_metrics(run: Run, log: Log) -> None:
@@ -125,7 +136,9 @@ def save(run: Run) -> None:
     """
     check_finite(run)
     state: dict[str, Any] = {part: getattr(run, part).state_dict() for part in _SAVED}
-    save_state(run.folder.path / "checkpoint.pt", {**state, "evaluations": run.evaluations})
+    state |= {"evaluations": run.evaluations, "replaced": sorted(run.replaced)}
+    state |= {"num_replaced": run.batches.num_replaced}
+    save_state(run.folder.path / "checkpoint.pt", state)
     run.saved_at = time.monotonic()
 
 
@@ -141,6 +154,8 @@ def load(run: Run) -> None:
         for part in _SAVED:
             getattr(run, part).load_state_dict(state[part])
         run.evaluations = state["evaluations"]
+        run.replaced = set(state["replaced"])
+        run.batches.num_replaced = state["num_replaced"]
         run.batches.position = run.clock.examples
 
 

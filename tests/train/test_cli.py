@@ -42,7 +42,7 @@ def test_help_explains_every_flag_with_its_default(
         if name == "dataset":
             continue
         flag = next(part for part in flags if part.lstrip("- ").startswith(name.replace("_", "-") + " "))
-        assert "[default: " in flag, flag
+        assert "[default:" in flag, flag
         assert len(flag.split()) > 5, flag
 
 

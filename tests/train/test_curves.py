@@ -10,7 +10,7 @@ from train.curves import plot_curves
 def run_folder(path: Path, accuracy: list[float]) -> Path:
     path.mkdir()
     config = {
-        "data": {"num_classes": 10, "alpha": 20},
+        "data": {"num_classes": 10, "alpha": 20, "law": {"name": "uniform"}},
         "recipe": {"dataset": "mnist5k", "method": "histogram", "model": "conv4"},
     }
     (path / "config.json").write_text(json.dumps(config))

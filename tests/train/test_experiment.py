@@ -299,6 +299,30 @@ def test_a_run_is_the_same_from_shards_and_in_memory(tmp_path: Path) -> None:
     assert run_experiment(asked, open_shards(tmp_path / "shards"), tmp_path / "memory", resume=True) == in_memory
 
 
+def test_images_that_cannot_be_read_are_counted_and_named_also_after_a_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = synthetic(num_train=120, num_test=40, height=8, width=8, channels=1, num_classes=4)
+    build(plan_build(source, dilute(source, alpha=3)), tmp_path / "shards")
+    dataset = open_shards(tmp_path / "shards")
+    shard = next((tmp_path / "shards").glob("train-*.tar"))
+    data = bytearray(shard.read_bytes())
+    for image_id in (7, 19, 115):  # the last one is held out
+        data[data.index(dataset.train.item(image_id).data) + 20] ^= 1
+    shard.write_bytes(data)
+    straight = run_experiment(recipe(), open_shards(tmp_path / "shards"), tmp_path / "straight")
+    # 480 of an epoch of 432 examples: each of the 4 copies of both images once, and perhaps again.
+    assert straight["replaced_image_ids"] == [7, 19]
+    assert 8 <= straight["num_replaced"] <= 16
+    with monkeypatch.context() as patch:
+        before_step(patch, "plain", 30, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(Stopped):
+            run_experiment(recipe(), open_shards(tmp_path / "shards"), tmp_path / "stopped")
+    resumed = run_experiment(recipe(), open_shards(tmp_path / "shards"), tmp_path / "stopped", resume=True)
+    assert (resumed["replaced_image_ids"], resumed["num_replaced"]) == ([7, 19], straight["num_replaced"])
+    assert same(weights(tmp_path / "straight"), weights(tmp_path / "stopped"))
+
+
 def test_both_seeds_matter(tiny: DilutedSet, tmp_path: Path) -> None:
     run_experiment(recipe(), tiny, tmp_path / "a")
     run_experiment(recipe(seed=1), tiny, tmp_path / "b")
