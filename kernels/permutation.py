@@ -49,7 +49,7 @@ class Permutation:
         return self._send(values, self.keys[::-1], True)
 
     def _send(self, values: Int64[Array, " b"], keys: UInt64[Array, "rounds 2"], inverse: bool) -> Int64[Array, " b"]:
-        if len(values) and not (0 <= values.min() and values.max() < self.size):  # walking would never come home
+        if len(values) and (values.min() < 0 or values.max() >= self.size):  # walking would never come home
             raise ValueError(f"values from {values.min()} to {values.max()}; they must be in [0, {self.size})")
         out = np.zeros(len(values), dtype=np.int64)
         if self.size > 1:

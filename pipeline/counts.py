@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from io import BytesIO
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int64, UInt16
@@ -24,7 +24,7 @@ class Counts(NamedTuple):
     num: Int64[Array, " m"]
 
     @classmethod
-    def of(cls, true: UInt16[Array, " n"], labels: UInt16[Array, "n a"]) -> Self:
+    def of(cls, true: UInt16[Array, " n"], labels: UInt16[Array, "n a"]) -> Counts:
         """Count the labels, one column per copy, of images whose source labels are `true`."""
         keys = (true.astype(np.int64)[:, None] << 16 | labels).reshape(-1)
         cells, counts = np.unique(keys, return_counts=True)

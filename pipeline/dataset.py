@@ -9,10 +9,10 @@ import zlib
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Int64, UInt8, UInt16
+from jaxtyping import Int64, Integer, UInt8, UInt16
 from numpy import ndarray as Array
 from PIL import Image
 
@@ -24,6 +24,7 @@ from pipeline.order import balanced_order
 from pipeline.sources.types import ArraySplit, Augmentation, Item, Source, Split
 
 
+@runtime_checkable
 class ImageSplit(Protocol):
     """The images of one split, by image id."""
 
@@ -32,7 +33,7 @@ class ImageSplit(Protocol):
         """Number of images."""
 
     @property
-    def source_ids(self) -> Int64[Array, " n"]:
+    def source_ids(self) -> Integer[Array, " n"]:
         """Where the source keeps every image."""
 
     @property
@@ -46,7 +47,7 @@ class ImageSplit(Protocol):
             DamagedImageError: If its bytes are not those that were written.
         """
 
-    def prefix(self, num_images: int) -> Self:
+    def prefix(self, num_images: int) -> ImageSplit:
         """Return the split of the first `num_images` images."""
 
 
@@ -69,7 +70,7 @@ class MemorySplit:
         return len(self.order)
 
     @property
-    def source_ids(self) -> Int64[Array, " n"]:
+    def source_ids(self) -> Integer[Array, " n"]:
         """Where the source keeps every image."""
         return self.order
 
@@ -77,7 +78,7 @@ class MemorySplit:
         """Return an image as the source has it."""
         return self.split.item(int(self.order[image_id]))
 
-    def prefix(self, num_images: int) -> Self:
+    def prefix(self, num_images: int) -> MemorySplit:
         """Return the split of the first `num_images` images."""
         return type(self)(self.split, self.order[:num_images])
 
@@ -122,9 +123,9 @@ class ShardSplit:
             )
 
     @property
-    def source_ids(self) -> Int64[Array, " n"]:
+    def source_ids(self) -> Integer[Array, " n"]:
         """Where the source keeps every image, in the mapped index."""
-        ids: Int64[Array, " n"] = self.index["source"][: self.num_images]
+        ids: Integer[Array, " n"] = self.index["source"][: self.num_images]
         return ids
 
     @property
@@ -142,7 +143,7 @@ class ShardSplit:
             raise DamagedImageError(f"{self.files.shards[shard].name}: image {image_id} does not match its crc32")
         return Item(data, self.encoding)  # type: ignore[arg-type]
 
-    def prefix(self, num_images: int) -> Self:
+    def prefix(self, num_images: int) -> ShardSplit:
         """Return the split of the first `num_images` images."""
         return type(self)(self.folder, self.files, self.encoding, num_images)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jaxtyping import Float32, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 
@@ -23,7 +23,7 @@ class Batch:
         replaced: Rows of this batch whose own image could not be read, on the CPU.
     """
 
-    images: Float32[Tensor, "b c h w"]
+    images: Float[Tensor, "b c h w"]
     labels: Int64[Tensor, " b"] | Int64[Tensor, "b a"]
     rows: Int64[Tensor, " b"]
     replaced: Int64[Tensor, " r"]

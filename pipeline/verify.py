@@ -168,7 +168,7 @@ def _check_shard(
         yield Problem(dali.name, None, f"does not describe {shard.name}")
 
 
-def _check_member(suffix: str, data: bytes, offset: int, record: Array, labels: Array) -> str:
+def _check_member(suffix: str, data: bytes, offset: int, record: np.void, labels: Array) -> str:
     """Return what is wrong with one member of a record, or nothing."""
     if suffix == "cls":
         wanted, origin = b"%d" % labels[0], "the index says" if labels[0] == record["label"] else "the formula gives"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float32, Int64
@@ -13,7 +14,17 @@ from torch.nn import functional as F
 
 from pipeline.laws import Formula
 from pipeline.types import Batch
-from train.learner import Learner
+
+
+@runtime_checkable
+class Predictor(Protocol):
+    """What can be evaluated: a learner."""
+
+    device: torch.device
+
+    def evaluating(self) -> AbstractContextManager[Callable[[Tensor], Tensor]]:
+        """Yield the function from images to logits, without gradients."""
+        ...
 
 
 class Scores(NamedTuple):
@@ -46,7 +57,7 @@ def image_scores(
     return right, -F.log_softmax(logits, dim=1).gather(1, labels).mean(dim=1)
 
 
-def evaluate(learner: Learner, batches: Iterable[Batch], noise: Formula | None = None) -> Scores:
+def evaluate(learner: Predictor, batches: Iterable[Batch], noise: Formula | None = None) -> Scores:
     """Score a net on images that are each seen once.
 
     Args:

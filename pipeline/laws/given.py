@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import numpy as np
-from jaxtyping import Float64, Int64, UInt16
+from jaxtyping import Float64, Int64, Integer, UInt16
 from numpy import ndarray as Array
 
 from pipeline.errors import UserError
@@ -30,8 +30,8 @@ class Given(Law):
     name: ClassVar[str] = "given"
     replaces: ClassVar[bool] = True
     labels: StoredArray
-    clean: Int64[Array, " n"] | None = field(default=None, compare=False, repr=False)
-    source_ids: Int64[Array, " n"] | None = field(default=None, compare=False, repr=False)
+    clean: UInt16[Array, " n"] | None = field(default=None, compare=False, repr=False)
+    source_ids: Integer[Array, " n"] | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         labels = self.labels.array
@@ -52,7 +52,7 @@ class Given(Law):
                 f"{num_classes} classes 0 to {num_classes - 1}"
             )
 
-    def bind(self, images: Images) -> Self:
+    def bind(self, images: Images) -> Given:
         """Return the law for these images.
 
         Raises:

@@ -5,21 +5,22 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from functools import lru_cache
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float64, Int64, UInt16, UInt64
+from jaxtyping import Float64, Int64, Integer, UInt16, UInt64
 from numpy import ndarray as Array
 
 from kernels.labels import MAX_TABLE_CLASSES, alias_at, alias_rows, alias_table
 from pipeline.errors import UserError
 
 
+@runtime_checkable
 class Images(Protocol):
     """The images that a law labels, by image id."""
 
     @property
-    def source_ids(self) -> Int64[Array, " n"]:
+    def source_ids(self) -> Integer[Array, " n"]:
         """Where the source keeps each of them."""
 
     @property
@@ -110,7 +111,7 @@ class Law(ABC):
         if self.replaces and alpha:
             raise UserError(f"law {self.name} replaces source labels and adds none: it goes with alpha 0, not {alpha}")
 
-    def bind(self, images: Images) -> Self:
+    def bind(self, images: Images) -> Law:
         """Return the law for the images of a data set; only labels that are given depend on which these are.
 
         Raises:

@@ -132,7 +132,7 @@ def _ratio_of_sum(total: float, num_terms: int) -> float:
     return high
 
 
-def confusing_order(confusion: Real[Array, "k k"]) -> UInt16[Array, "k j"]:
+def confusing_order(confusion: Real[Array, ...]) -> UInt16[Array, "k j"]:
     """Rank the false classes of every true class by how often they are predicted for it.
 
     Each row is judged alone, so counts and shares give the same order. Classes that are confused equally often

@@ -7,7 +7,7 @@ replacement, and exact evaluation.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Literal, Protocol, Self
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from pipeline.stream import Places, Stream, check_batch, rank_positions
 from pipeline.types import Batch
 
 
+@runtime_checkable
 class Loader(Protocol):
     """Makes the images of batches."""
 
@@ -99,7 +100,7 @@ class Batches(Iterator[Batch]):
             torch.from_numpy(np.flatnonzero(bad)),
         )
 
-    def __iter__(self) -> Self:
+    def __iter__(self) -> Batches:
         return self
 
     def close(self) -> None:

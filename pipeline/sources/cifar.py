@@ -189,7 +189,7 @@ def _read_archive(path: Path, cifar: Cifar) -> _Files:
     return files
 
 
-def _read_binary(data: bytes, where: str, version: Version) -> tuple[UInt8[Array, "n p"], UInt8[Array, " n"]]:
+def _read_binary(data: bytes, where: str, version: Version) -> tuple[UInt8[Array, "n p"], UInt8[Array, " m"]]:
     """Read records of label bytes and 3,072 pixels."""
     record = version.label_bytes + _PIXELS
     if not data or len(data) % record:
@@ -202,7 +202,7 @@ def _text_names(data: bytes, where: str, version: Version) -> tuple[str, ...]:
     return tuple(line.strip() for line in data.decode("utf-8", "replace").splitlines() if line.strip())
 
 
-def _read_pickle(data: bytes, where: str, version: Version) -> tuple[UInt8[Array, "n p"], Integer[Array, " n"]]:
+def _read_pickle(data: bytes, where: str, version: Version) -> tuple[UInt8[Array, "n p"], Integer[Array, " m"]]:
     """Read a pickled dictionary with `data` and labels."""
     batch = _unpickle(data, where)
     array, labels = batch.get("data"), batch.get(version.label_key)

@@ -256,9 +256,8 @@ def _parse_devkit(meta: bytes, truth: bytes, where: str) -> _Devkit:
 
     try:
         synsets = np.atleast_1d(loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"])
-        leaves = [row for row in synsets if int(row["num_children"]) == 0]
-        wnids = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in leaves}
-        words = {str(row["WNID"]): str(row["words"]) for row in leaves}
+        wnids = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
+        words = {str(row["WNID"]): str(row["words"]) for row in synsets}
     except Exception as error:  # a damaged file raises whatever scipy's parser stumbles over
         raise UserError(f"{where}: meta.mat cannot be read ({error}); get the original file") from None
     try:

@@ -155,6 +155,9 @@ class Photos:
     def item(self, index: int) -> Item:
         return Item(self.files[index], "jpg")
 
+    def name_of(self, index: int) -> str:
+        return f"photo {index}"
+
 
 def test_encoded_images_pass_through_untouched(tmp_path: Path) -> None:
     source = Source("photos", ("a", "b"), Photos(9), Photos(3), Augmentation("none"))
@@ -334,7 +337,7 @@ def test_a_killed_worker_is_an_error_that_says_how_to_go_on(undisturbed: dict[st
             if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
                 os.kill(int(child), signal.SIGKILL)
 
-    many = plan(400, shard_images=2)  # more shards than can be finished before the kill is noticed
+    many = plan(200, shard_images=2)  # more shards than can be finished before the kill is noticed
     with pytest.raises(UserError, match=r"^a worker process was killed .* run the same command again to go on"):
         build(many, tmp_path / "out", workers=2, progress=kill_a_worker)
     assert not (tmp_path / "out" / FILE_NAME).exists()

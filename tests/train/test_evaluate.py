@@ -1,7 +1,7 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +14,6 @@ from torch.nn import functional as F
 from pipeline.dataset import DilutedSet
 from pipeline.loaders import open_evaluation
 from train.evaluate import best_by_noisy_validation, columns, evaluate, image_scores
-from train.learner import Learner
 
 
 class Oracle:
@@ -57,7 +56,7 @@ def test_scoring_against_all_labels_is_the_mean_of_scoring_against_each(seed: in
 @pytest.mark.parametrize("batch", [7, 40, 1000])
 def test_test_scores_are_those_of_all_images_at_once_whatever_the_batch(tiny: DilutedSet, batch: int) -> None:
     whole = next(iter(open_evaluation(tiny, batch=40)))
-    scores = evaluate(cast(Learner, Oracle(linear)), open_evaluation(tiny, batch=batch))
+    scores = evaluate(Oracle(linear), open_evaluation(tiny, batch=batch))
     logits = linear(whole.images)
     assert scores.top1_accuracy == pytest.approx((logits.argmax(1) == whole.labels).double().mean().item())
     losses = F.cross_entropy(logits, whole.labels, reduction="none").double()
@@ -67,9 +66,7 @@ def test_test_scores_are_those_of_all_images_at_once_whatever_the_batch(tiny: Di
 
 def test_noisy_validation_scores_held_out_images_against_all_their_noisy_labels(tiny: DilutedSet) -> None:
     held_out = range(100, 120)
-    scores = evaluate(
-        cast(Learner, Oracle(linear)), open_evaluation(tiny, "train", images=held_out, batch=6), tiny.formula
-    )
+    scores = evaluate(Oracle(linear), open_evaluation(tiny, "train", images=held_out, batch=6), tiny.formula)
     whole = next(iter(open_evaluation(tiny, "train", images=held_out)))
     ids = np.arange(100, 120)
     labels = tiny.formula.all_labels(ids, tiny.train.source_labels[ids])

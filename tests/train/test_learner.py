@@ -128,7 +128,9 @@ def test_fp16_scales_its_gradients_and_trains_like_fp32() -> None:
 def test_fp16_skips_a_loss_that_is_not_finite_even_in_the_first_step() -> None:
     made, clock = learner(precision="fp16"), Clock(16, 10**6, 100)
     weights = parameters(made)
+    scale = made.scaler.get_scale()
     train(made, clock, range(1), broken=(0,))
+    assert made.scaler.get_scale() == scale / 2
     assert made.first_bad_step.item() == 0
     assert same(parameters(made), weights)
     assert not any(leaf.any() for leaf in flat(made.optimizer.state_dict()["state"]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -12,6 +12,7 @@ from train.clock import Clock
 from train.learner import Learner
 
 
+@runtime_checkable
 class Method(Protocol):
     """One training step; knows nothing of optimizers, precision or schedules.
 

@@ -116,17 +116,30 @@ def test_a_damaged_header_is_refused(at: int, flip: int, tmp_path_factory: pytes
         assert [member.name for member in found] == ["a"]
 
 
-def test_what_is_no_archive_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "x.tar").write_bytes(b"<html>" * 1_000)
-    with pytest.raises(UserError, match="no tar archive, or damaged: wrong checksum at byte 0"):
+@pytest.mark.parametrize("size", [b"-0000001000\0", b"0000000_010\0", b"00000000o17\0", b"0000000008 \0"])
+def test_a_size_that_is_no_octal_number_is_refused(size: bytes, tmp_path: Path) -> None:
+    header = bytearray(tarfile.TarInfo("x").tobuf(tarfile.USTAR_FORMAT))
+    header[124:136] = size  # one below zero would lead back to the same header for ever
+    header[148:156] = b"        "
+    header[148:155] = b"%06o\0" % sum(header)
+    (tmp_path / "x.tar").write_bytes(bytes(header) + bytes(2_048))
+    with pytest.raises(UserError, match="damaged: no header at byte 0"):
         listed(tmp_path / "x.tar")
 
 
-def test_a_size_beyond_octal_is_read(tmp_path: Path) -> None:
+def test_what_is_no_archive_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.tar").write_bytes(b"<html>" * 1_000)
+    with pytest.raises(UserError, match="no tar archive, or damaged: no header at byte 0"):
+        listed(tmp_path / "x.tar")
+
+
+@pytest.mark.parametrize("tar_format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_a_size_beyond_octal_is_read(tar_format: int, tmp_path: Path) -> None:
     info = tarfile.TarInfo("big")
     info.size = 10 << 30
     path = tmp_path / "x.tar"
     with path.open("wb") as file:
-        file.write(info.tobuf(tarfile.GNU_FORMAT))
-        file.truncate(512 + info.size + 1_024)  # a hole: costs no disk
-    assert listed(path) == [("big", 512, 10 << 30)]
+        header = info.tobuf(tar_format)
+        file.write(header)
+        file.truncate(len(header) + info.size + 1_024)  # a hole: costs no disk
+    assert listed(path) == [("big", len(header), 10 << 30)]

@@ -184,6 +184,14 @@ def test_a_type_that_would_end_the_process_in_numpy_s_hands_is_refused(tmp_path:
             open_source("cifar10", place("folder", tmp_path, version, damaged))
 
 
+def test_a_place_that_would_need_a_huge_table_is_refused(tmp_path: Path) -> None:
+    version = CIFAR10.versions[0]
+    files, _, _ = files_of("cifar10", version)
+    files["test_batch"] = files["test_batch"][:3] + b"r" + struct.pack("<I", 2_000_000) + files["test_batch"][3:]
+    with pytest.raises(UserError, match=r"test_batch: no intact pickle \(ValueError\)"):
+        open_source("cifar10", place("folder", tmp_path, version, files))
+
+
 def official_copy(files: dict[str, bytes]) -> dict[str, Official]:
     return {name: Official(len(data), hashlib.md5(data).hexdigest()) for name, data in files.items()}
 

@@ -62,6 +62,13 @@ def test_classes_and_order_are_those_of_torchvision(names: list[str], tmp_path_f
     ]
 
 
+def test_the_images_of_a_class_are_sorted_by_folder_and_name(tmp_path: Path) -> None:
+    names = [f"train/a/{number}.jpg" for number in range(30)] + [f"train/a/1/{number}.jpg" for number in range(30)]
+    write(tmp_path, [*reversed(names), "test/a/1.jpg"])
+    train = open_source("folder", tmp_path).train
+    assert [train.name_of(i) for i in range(60)] == sorted(names[:30]) + sorted(names[30:])
+
+
 @given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0")), max_size=20))
 def test_names_are_kept(names: list[str]) -> None:
     kept = Names()
