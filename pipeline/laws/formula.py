@@ -47,6 +47,8 @@ class Formula:
             raise UserError(f"{self.num_images} images; a data set has at least 1")
         if not 0 <= self.noise_seed < 2**64:
             raise UserError(f"noise seed {self.noise_seed}; give a whole number in [0, 2^64)")
+        if self.alpha > 2**33:  # the block counter of a label's draw has 32 bits, and a block holds two labels or eight
+            raise UserError(f"alpha is {self.alpha}; at most 2^33 labels of an image are distinct draws: lower alpha")
         if self.num_examples > 2**62:
             raise UserError(f"{self.num_examples} examples; at most 2^62 can be ordered: lower alpha")
         self.law.check(num_classes=self.num_classes, alpha=self.alpha)

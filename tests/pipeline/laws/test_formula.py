@@ -115,6 +115,7 @@ def test_a_flip_goes_with_alpha_0_only() -> None:
         {"noise_seed": -1},
         {"noise_seed": 2**64},
         {"num_images": 2**40, "alpha": 2**23},
+        {"alpha": 2**33 + 1},
     ],
 )
 def test_a_number_out_of_range_is_refused(fields: dict[str, int]) -> None:
