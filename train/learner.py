@@ -104,6 +104,7 @@ class Learner:
         self.net = net.to(self.device).to(memory_format=torch.channels_last)
         self.ema = ema
         self.evaluated = copy.deepcopy(self.net).eval() if ema else self.net
+        self._latest, self._average = _floats(self.net), _floats(self.evaluated)
         self.rate = rate
         weights = [p for p in net.parameters() if p.ndim > 1]
         others = [p for p in net.parameters() if p.ndim <= 1]
@@ -139,8 +140,7 @@ class Learner:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema:
-            average, latest = _floats(self.evaluated), _floats(self.net)
-            torch._foreach_lerp_(average, latest, self.ema / (self.ema + clock.step + 1))
+            torch._foreach_lerp_(self._average, self._latest, self.ema / (self.ema + clock.step + 1))
 
     @contextmanager
     def evaluating(self) -> Iterator[Callable[[Float32[Tensor, "b c h w"]], Float32[Tensor, "b k"]]]:
@@ -154,7 +154,7 @@ class Learner:
 
     def is_finite(self) -> bool:
         """Say whether all weights and statistics are finite; waits for the device."""
-        return bool(torch.stack([t.isfinite().all() for t in _floats(self.net)]).all())
+        return bool(torch.stack([t.isfinite().all() for t in self._latest]).all())
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint keeps."""
@@ -175,4 +175,5 @@ class Learner:
 
 
 def _floats(net: nn.Module) -> list[Tensor]:
+    """List weights and statistics; the tensors stay the net's own, also when a state is loaded into it."""
     return [tensor for tensor in net.state_dict().values() if tensor.is_floating_point()]

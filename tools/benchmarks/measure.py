@@ -78,7 +78,7 @@ def measure(stage: str, variants: list[Variant], rounds: int) -> list[dict[str, 
             seconds = time.perf_counter() - start
             if round_number:  # the first round compiles and warms caches
                 samples[variant.name].append(seconds * 1e3 if variant.unit == "ms" else amount / seconds)
-    shared = {
+    shared: dict[str, Any] = {
         "run": uuid.uuid4().hex[:8],
         "stage": stage,
         "n": rounds,
