@@ -36,11 +36,18 @@ def run(command: Callable[..., Any], *, name: str | None = None) -> NoReturn:
     except UserError as error:
         _fail(str(error))
     except _USAGE_ERROR as error:
-        _fail(error.format_message() + " See --help.")
+        _fail(error.format_message().rstrip(".") + _given_value(error) + ". See --help.")
     except (typer.Abort, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _given_value(error: Any) -> str:
+    """Quote what the user gave for the flag that an error is about; Typer's own message leaves it out."""
+    flags = getattr(getattr(error, "param", None), "opts", ())
+    values = [value for flag, value in zip(sys.argv, sys.argv[1:], strict=False) if flag in flags]
+    return f" (given: {values[-1]})" if values else ""
 
 
 def _fail(message: str) -> NoReturn:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pipeline.console import Argument, Exit, Option, console, run
+from pipeline.law_flags import DeltaFlag, LabelsFlag, LawFlag, MatrixFlag, OrderFlag, RateFlag, law_from_flags
 from train.process import settle
 
 # Heavy imports stand in the function: `train --help` answers without loading torch.
@@ -20,9 +21,12 @@ def train(
             "[default: the shards' own; mnist5k without shards: 20]",
         ),
     ] = None,
-    law: Annotated[
-        str | None, Option(help="Where noisy labels come from [default: the shards' own, or uniform]")
-    ] = None,
+    law: LawFlag = None,
+    rate: RateFlag = None,
+    delta: DeltaFlag = None,
+    order_of_classes: OrderFlag = None,
+    matrix: MatrixFlag = None,
+    labels: LabelsFlag = None,
     shards: Annotated[Path | None, Option(help="Folder of shards [default: the only shards/DATASET-alpha*]")] = None,
     source: Annotated[
         Path | None, Option(help="Your own files of DATASET, when no shards are used [default: where Debian puts them]")
@@ -90,7 +94,16 @@ def train(
 
     if examples is not None and epochs is not None:
         raise UserError(f"--examples {examples} and --epochs {epochs} both give the length of the run; leave one out")
-    data = open_data(dataset, shards=shards, alpha=alpha, law=law, noise_seed=noise_seed, clean=clean, source=source)
+    made = law_from_flags(
+        law,
+        rate=rate,
+        delta=delta,
+        order_of_classes=order_of_classes,
+        matrix=matrix,
+        labels=labels,
+        order_seed=noise_seed or 0,
+    )
+    data = open_data(dataset, shards=shards, alpha=alpha, law=made, noise_seed=noise_seed, clean=clean, source=source)
     given: dict[str, Any] = {
         "alpha": alpha,
         "law": law,

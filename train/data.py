@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from pipeline.dataset import DilutedSet, dilute, open_shards, view
 from pipeline.errors import UserError
-from pipeline.laws import law_from_json, law_to_json
+from pipeline.laws import Law, law_to_json
 from pipeline.sources import SOURCES, open_source
 from train.recipes import check_choice
 
@@ -22,7 +22,7 @@ def open_data(
     *,
     shards: Path | None = None,
     alpha: int | None = None,
-    law: str | None = None,
+    law: Law | None = None,
     noise_seed: int | None = None,
     clean: int | None = None,
     source: Path | None = None,
@@ -35,7 +35,7 @@ def open_data(
         name: The clean set's name.
         shards: Folder of shards; alpha, law, noise seed and clean are then a view of it.
         alpha: Noisy labels a clean one.
-        law: Name of a law.
+        law: Where noisy labels come from; a law that flips labels goes with alpha 0.
         noise_seed: Draws the labels.
         clean: Use the first so many images.
         source: The user's own files, where there are no shards.
@@ -43,7 +43,6 @@ def open_data(
     Raises:
         UserError: If there is no such data, or it is not clear which.
     """
-    made = None if law is None else law_from_json({"name": law})
     if shards is None and alpha is None and source is None:
         shards = only_shards(name)
     if shards is not None:
@@ -52,11 +51,13 @@ def open_data(
         dataset = open_shards(shards)
         if dataset.name != name:
             raise UserError(f"{shards} holds {dataset.name}, not {name}; give its own shards, or train {dataset.name}")
-        return view(dataset, alpha=alpha, law=made, noise_seed=noise_seed, clean=clean)
+        return view(dataset, alpha=alpha, law=law, noise_seed=noise_seed, clean=clean)
     check_choice("data set", name, SOURCES)
-    if alpha is None and (alpha := IN_MEMORY_ALPHA.get(name)) is None:
+    if alpha is None:
+        alpha = 0 if law is not None and law.replaces else IN_MEMORY_ALPHA.get(name)
+    if alpha is None:
         raise UserError(f"no --alpha for {name}; give the number of noisy labels per clean one, 0 or more")
-    return dilute(open_source(name, source), alpha=alpha, law=made, noise_seed=noise_seed or 0, clean=clean)
+    return dilute(open_source(name, source), alpha=alpha, law=law, noise_seed=noise_seed or 0, clean=clean)
 
 
 def only_shards(name: str) -> Path | None:

@@ -93,9 +93,10 @@ class Batches(Iterator[Batch]):
             self.num_replaced += int(bad.sum())
         example_ids = self._example_ids(places)
         self.position += self.batch
+        images = self.loader.images(places, example_ids)
         return Batch(
-            self.loader.images(places, example_ids),
-            self._labels(places),
+            images,
+            self._labels(places).to(images.device, non_blocking=True),
             torch.from_numpy(example_ids),
             torch.from_numpy(np.flatnonzero(bad)),
         )

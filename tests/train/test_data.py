@@ -6,6 +6,7 @@ import pytest
 from pipeline.builder import build, plan_build
 from pipeline.dataset import DilutedSet, dilute
 from pipeline.errors import UserError
+from pipeline.laws import Symmetric
 from pipeline.sources.synthetic import synthetic
 from train.data import facts, open_data
 
@@ -85,8 +86,14 @@ def test_unknown_names_list_the_menu(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for alpha in (None, 5):
         with pytest.raises(UserError, match=r"nonsense.*mnist5k, mnist, fashion_mnist.*synthetic"):
             open_data("nonsense", alpha=alpha)
-    with pytest.raises(UserError, match=r"unknown law 'murphy'; the laws are: uniform"):
-        open_data("synthetic", alpha=1, law="murphy")
+
+
+def test_a_law_that_flips_labels_needs_no_alpha() -> None:
+    dataset = open_data("mnist5k", law=Symmetric(rate=0.5))
+    assert (dataset.formula.alpha, dataset.formula.law.name) == (0, "symmetric")
+    true = dataset.train.source_labels
+    labels = dataset.formula.labels(np.arange(4000), np.zeros(4000, dtype=np.int64), true)
+    assert 0.45 < (labels != true).mean() < 0.55  # six standard deviations
 
 
 def test_facts_tell_sources_of_one_name_apart() -> None:
