@@ -37,13 +37,19 @@ LawFlag = Annotated[
     ),
 ]
 RateFlag = Annotated[
-    float | None, Option("--rate", help="Share of labels that a flip draws anew, in [0, 1); for map, of five classes.")
+    float | None,
+    Option(
+        "--rate",
+        help="Share of labels that a flip draws anew, in [0, 1); for map, of five classes. "
+        "[default: none, a flip needs it]",
+    ),
 ]
 DeltaFlag = Annotated[
     float | None,
     Option(
         "--delta",
-        help="Degree of structure in [0, 1]: at 0 uniform, at 1 the first false label is as frequent as the right one.",
+        help="Degree of structure in [0, 1]: at 0 uniform, at 1 the first false label is as frequent as the right one. "
+        "[default: none, structured needs it]",
     ),
 ]
 OrderFlag = Annotated[
@@ -58,7 +64,7 @@ MatrixFlag = Annotated[
     Option(
         "--matrix",
         help="K×K, .npy or .csv, rows = true class: the transition matrix of law matrix, or the confusion matrix that "
-        "orders the classes of law structured.",
+        "orders the classes of law structured. [default: none]",
     ),
 ]
 LabelsFlag = Annotated[
@@ -66,7 +72,7 @@ LabelsFlag = Annotated[
     Option(
         "--labels",
         help="Your own noisy labels, one per training image in the order of the data set's own files: .npy, .csv "
-        "(label, or id,label) or CIFAR-N's FILE.pt:KEY.",
+        "(label, or id,label) or CIFAR-N's FILE.pt:KEY. [default: none]",
     ),
 ]
 

@@ -12,7 +12,14 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 # Run by CI itself, or by a test of their own.
-ELSEWHERE = {"tools/demo", "tools/test", "tools/test --fast", "tools/setup", "source .venv/bin/activate"}
+ELSEWHERE = {
+    "tools/demo",
+    "tools/test",
+    "tools/test --fast",
+    "tools/setup",
+    "tools/reproduce digits",
+    "source .venv/bin/activate",
+}
 SHORT = "--examples 1024 --eval-every 1024"
 
 

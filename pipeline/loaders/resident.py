@@ -41,7 +41,8 @@ class Resident:
     ) -> None:
         if dataset.image_shape is None or augmentation.kind == "window":
             raise UserError(
-                f"the resident loader holds images of one size, those of {dataset.name} differ: give --loader dali"
+                f"the images of {dataset.name} differ in size; this version trains on data sets of one image size "
+                "only: its shards are for other readers, choose another data set to train on"
             )
         self.seed, self.augmentation, self.device = seed, augmentation, device
         self.mean, self.std = dataset.mean, dataset.std
