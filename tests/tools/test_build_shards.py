@@ -98,7 +98,7 @@ MISTAKES: dict[str, list[str]] = {
     "mnist5k --source /nowhere": ["--source", "/nowhere"],
     "--out file": ["file", "--out"],
     "--out file/below": ["file/below", "--out"],
-    "--alpha 100000000000000": ["memory", "--alpha"],
+    "--alpha 100000000000000": ["2^33", "alpha"],
 }
 
 

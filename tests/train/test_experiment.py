@@ -184,7 +184,10 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_been(
     assert again == straight
 
 
-def test_a_second_ctrl_c_ends_the_process_at_once() -> None:
+def test_a_second_ctrl_c_ends_the_process_at_once(request: pytest.FixtureRequest) -> None:
+    # A process that was started in the background ignores Ctrl-C; this test wants Python's own handler.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     with stop_signals() as received:
         os.kill(os.getpid(), signal.SIGINT)
         assert received == [signal.SIGINT]

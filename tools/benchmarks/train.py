@@ -18,7 +18,6 @@ from train.learner import resolve_precision
 from train.methods import METHODS
 from train.metrics import Meter
 from train.models import build_model
-from train.process import settle
 from train.recipes import recipe_for
 
 LOG_STEPS = 50
@@ -27,7 +26,6 @@ LOG_STEPS = 50
 def variants(settings: Settings) -> list[Variant]:
     """Compare our step, with and without data, with a script as it is commonly written."""
     warnings.filterwarnings("ignore", "'pin_memory' argument")
-    settle()
     torch.set_num_threads(settings.threads)
     dataset = dataset_of(settings)
     num_steps = max(4, 20_000 // settings.batch)
