@@ -29,11 +29,12 @@ import numpy as np
 from jaxtyping import UInt16
 from numpy import ndarray as Array
 
+from pipeline.atomic import write_file
 from pipeline.counts import NO_COUNTS, Counts
 from pipeline.dataset import DilutedSet, ImageSplit, decode
 from pipeline.errors import UserError
 from pipeline.formats.png import encode_png
-from pipeline.formats.tar import Record, Written, write_file, write_shard
+from pipeline.formats.tar import Record, Written, write_shard
 from pipeline.laws import law_array, law_to_json
 from pipeline.manifest import (
     FILE_NAME,

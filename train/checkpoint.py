@@ -1,33 +1,15 @@
-"""Files that are either the old ones or the new ones, whatever happens in between."""
+"""Checkpoints: written atomically, read without running code."""
 
 from __future__ import annotations
 
-import os
 import pickle
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 
+from pipeline.atomic import replacing
 from pipeline.errors import UserError
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Write a file that takes the place of `path` when the block ends, on disk and at once."""
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the rename itself
-    finally:
-        os.close(folder)
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:

@@ -14,8 +14,8 @@ from rich.progress import BarColumn, Progress, TextColumn
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from pipeline.atomic import replacing
 from pipeline.console import console
-from train.checkpoint import replacing
 from train.clock import Clock
 
 _LINE_EVERY_S: Final = 10.0  # where there is no terminal

@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
+from pipeline.atomic import replacing
 from pipeline.errors import UserError
-from train.checkpoint import replacing
 from train.recipes import FREE_FIELDS, difference
 
 

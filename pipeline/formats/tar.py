@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 from jaxtyping import UInt16
 from numpy import ndarray as Array
 
+from pipeline.atomic import replacing, write_file
 from pipeline.manifest import INDEX_DTYPE, File, Shard
 
 BLOCK_BYTES: Final = 512
@@ -95,8 +95,7 @@ def write_shard(path: Path, records: Iterable[Record], *, alpha: int) -> Written
     offset = 0
     pending: list[bytes] = []
     pending_bytes = 0
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
+    with replacing(path) as file:
 
         def flush() -> None:
             nonlocal pending_bytes
@@ -129,7 +128,6 @@ def write_shard(path: Path, records: Iterable[Record], *, alpha: int) -> Written
         pending.append(bytes(2 * BLOCK_BYTES))
         offset += 2 * BLOCK_BYTES
         flush()
-        publish(file, part, path)
     dali_index = path.with_suffix(".idx")
     text = f"v1.1 {len(dali_rows)}\n" + "".join(row + "\n" for row in dali_rows)
     write_file(dali_index, text.encode())
@@ -138,23 +136,3 @@ def write_shard(path: Path, records: Iterable[Record], *, alpha: int) -> Written
         File(dali_index.name, len(text), hashlib.sha256(text.encode()).hexdigest()),
         np.array(rows, dtype=INDEX_DTYPE),
     )
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Write a small file so that it is there whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        file.write(data)
-        publish(file, part, path)
-
-
-def publish(file: io.BufferedWriter, part: Path, path: Path) -> None:
-    """Put a written `.part` file on disk and give it its name."""
-    file.flush()
-    os.fsync(file.fileno())
-    part.rename(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pipeline.errors import UserError
-from train.checkpoint import load_state, replacing, save_state
+from train.checkpoint import load_state, save_state
 
 CPU = torch.device("cpu")
 
@@ -27,23 +27,6 @@ def test_a_state_comes_back_as_it_was(tmp_path: Path) -> None:
     assert torch.equal(back.pop("weights"), state.pop("weights"))  # type: ignore[arg-type]
     assert back == state
     assert [path.name for path in tmp_path.iterdir()] == ["c.pt"]
-
-
-def test_a_file_that_is_interrupted_while_it_is_written_leaves_the_old_one(tmp_path: Path) -> None:
-    path = tmp_path / "c.pt"
-    path.write_bytes(b"old")
-
-    def write_half() -> None:
-        with replacing(path) as file:
-            file.write(b"ne")
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        write_half()
-    assert path.read_bytes() == b"old"
-    with replacing(path) as file:  # what the first try left does not disturb the second
-        file.write(b"new")
-    assert path.read_bytes() == b"new"
 
 
 def test_a_checkpoint_can_run_no_code(tmp_path: Path) -> None:

@@ -14,13 +14,14 @@ from pipeline.dataset import DilutedSet
 from pipeline.loaders import open_batches
 from train.clock import Clock
 from train.experiment import build_learner
-from train.learner import resolve_precision
+from train.learner import Learner, resolve_precision
 from train.methods import METHODS
 from train.metrics import Meter
 from train.models import build_model
 from train.recipes import recipe_for
 
 LOG_STEPS = 50
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def variants(settings: Settings) -> list[Variant]:
@@ -38,23 +39,27 @@ def variants(settings: Settings) -> list[Variant]:
     ]
 
 
-def _ours(name: str, dataset: DilutedSet, settings: Settings, num_steps: int, against: str) -> Variant:
-    """Run the trainer's steps: batch, method, metrics read once per log interval."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def _learner(method: str, dataset: DilutedSet, settings: Settings) -> Learner:
+    """Build the learner of a method's recipe, with the model and batch to be measured."""
     formula = dataset.formula
     recipe = recipe_for(
         dataset.name,
-        name,
+        method,
         num_images=formula.num_images,
         num_copies=1 + formula.alpha,
         batch=settings.batch,
         model=settings.model,
-        precision=resolve_precision("auto", device),
+        precision=resolve_precision("auto", DEVICE),
     )
-    learner = build_learner(recipe, dataset, device)
-    method = METHODS[name](num_classes=dataset.num_classes, alpha=formula.alpha)
-    batches = open_batches(dataset, batch=recipe.batch, stream=method.stream, device=device)
-    clock, meter = Clock(recipe.batch, 10**9, batches.num_examples), Meter()
+    return build_learner(recipe, dataset, DEVICE)
+
+
+def _ours(name: str, dataset: DilutedSet, settings: Settings, num_steps: int, against: str) -> Variant:
+    """Run the trainer's steps: batch, method, metrics read once per log interval."""
+    learner = _learner(name, dataset, settings)
+    method = METHODS[name](num_classes=dataset.num_classes, alpha=dataset.formula.alpha)
+    batches = open_batches(dataset, batch=settings.batch, stream=method.stream, device=DEVICE)
+    clock, meter = Clock(settings.batch, 10**9, batches.num_examples), Meter()
 
     def run() -> float:
         for step in range(num_steps):
@@ -62,7 +67,7 @@ def _ours(name: str, dataset: DilutedSet, settings: Settings, num_steps: int, ag
             clock.tick()
             if step % LOG_STEPS == LOG_STEPS - 1 or step == num_steps - 1:
                 meter.read(learner.first_bad_step)
-        return num_steps * recipe.batch
+        return num_steps * settings.batch
 
     unit = "examples/s" if method.stream == "examples" else "images/s"
     return Variant(f"ours/{name}", unit, run, against=against if unit == "examples/s" else None)
@@ -70,36 +75,24 @@ def _ours(name: str, dataset: DilutedSet, settings: Settings, num_steps: int, ag
 
 def _ceiling(dataset: DilutedSet, settings: Settings, num_steps: int) -> Variant:
     """Run the same steps on one batch that never changes: what the net alone costs."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    formula = dataset.formula
-    recipe = recipe_for(
-        dataset.name,
-        "plain",
-        num_images=formula.num_images,
-        num_copies=1 + formula.alpha,
-        batch=settings.batch,
-        model=settings.model,
-        precision=resolve_precision("auto", device),
-    )
-    learner = build_learner(recipe, dataset, device)
-    method = METHODS["plain"](num_classes=dataset.num_classes, alpha=formula.alpha)
-    batch = next(open_batches(dataset, batch=recipe.batch, device=device))
-    clock = Clock(recipe.batch, 10**9, formula.num_examples)
+    learner = _learner("plain", dataset, settings)
+    method = METHODS["plain"](num_classes=dataset.num_classes, alpha=dataset.formula.alpha)
+    batch = next(open_batches(dataset, batch=settings.batch, device=DEVICE))
+    clock = Clock(settings.batch, 10**9, dataset.formula.num_examples)
 
     def run() -> float:
         for _ in range(num_steps):
             metrics = method.step(learner, batch, clock)
         metrics["train/loss"].item()
-        return num_steps * recipe.batch
+        return num_steps * settings.batch
 
     return Variant("limit/same-batch", "examples/s", run)
 
 
 def _script(dataset: DilutedSet, settings: Settings, num_steps: int) -> Variant:
     """A plain script, frozen: torchvision transforms, DataLoader workers, float32, `loss.item()` each step."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     assert dataset.image_shape is not None
-    net = build_model(settings.model, dataset.image_shape, dataset.num_classes, seed=0).to(device)
+    net = build_model(settings.model, dataset.image_shape, dataset.num_classes, seed=0).to(DEVICE)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.02, momentum=0.9, nesterov=True, weight_decay=5e-4)
     criterion = nn.CrossEntropyLoss()
     loader = DataLoader(Expanded(dataset), settings.batch, shuffle=True, num_workers=settings.threads, drop_last=True)
@@ -115,7 +108,7 @@ def _script(dataset: DilutedSet, settings: Settings, num_steps: int) -> Variant:
         for _ in range(num_steps):
             images, labels = next(running[0])  # type: ignore[call-overload]
             optimizer.zero_grad()
-            loss = criterion(net(images.to(device)), labels.to(device))
+            loss = criterion(net(images.to(DEVICE)), labels.to(DEVICE))
             loss.backward()
             optimizer.step()
             total += loss.item()
