@@ -98,9 +98,14 @@ def measure(stage: str, variants: list[Variant], rounds: int) -> list[dict[str, 
 
 def keep(rows: list[dict[str, Any]]) -> None:
     """Append rows to tools/bench.csv."""
-    new = not CSV.exists()
-    with CSV.open("a", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
+    append_rows(CSV, FIELDS, rows)
+
+
+def append_rows(path: Path, fields: list[str], rows: list[dict[str, Any]]) -> None:
+    """Append rows to a CSV file, under a header if it is new."""
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, fields, lineterminator="\n")
         if new:
             writer.writeheader()
         writer.writerows(rows)
