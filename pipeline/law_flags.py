@@ -13,11 +13,14 @@ from pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from pipeline.laws import Law
+    from pipeline.sources import Source
 
 # Flags of each law, those it cannot do without first.
 FLAGS: Final[dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     "uniform": ((), ()),
     "structured": (("delta",), ("order_of_classes", "matrix")),
+    "foreign": (("foreign",), ()),
+    "white": ((), ()),
     "symmetric": (("rate",), ()),
     "symmetric-inclusive": (("rate",), ()),
     "pair": (("rate",), ()),
@@ -31,7 +34,8 @@ LawFlag = Annotated[
     Option(
         "--law",
         help="Where noisy labels come from. Added to the clean ones: uniform (over all classes), structured (some "
-        "false classes more often: --delta, --order-of-classes). In place of the clean ones, with alpha 0: symmetric, "
+        "false classes more often: --delta, --order-of-classes). Added with images of their own, under uniform labels: "
+        "foreign (those of --foreign), white (noise). In place of the clean ones, with alpha 0: symmetric, "
         "symmetric-inclusive (of the true class), pair (the next class), map (CIFAR-10's five), each with --rate; "
         "matrix (--matrix), given (--labels). [default: uniform, or the shards' own]",
     ),
@@ -75,6 +79,36 @@ LabelsFlag = Annotated[
         "(label, or id,label) or CIFAR-N's FILE.pt:KEY. [default: none]",
     ),
 ]
+ForeignFlag = Annotated[
+    str | None,
+    Option("--foreign", help="Data set whose images law foreign shows as noise. [default: none, foreign needs it]"),
+]
+ForeignSourceFlag = Annotated[
+    Path | None, Option("--foreign-source", help="Its own files, as --source. [default: where Debian puts them]")
+]
+
+
+def foreign_from_flags(foreign: str | None, foreign_source: Path | None) -> Source | None:
+    """Open the set that foreign images come from.
+
+    Args:
+        foreign: `--foreign`.
+        foreign_source: `--foreign-source`.
+
+    Returns:
+        None if none is asked for.
+
+    Raises:
+        UserError: If there is a path without a name, or the set cannot be opened.
+    """
+    from pipeline.sources import open_source
+
+    if foreign is None and foreign_source is not None:
+        raise UserError(f"--foreign-source {foreign_source} holds the files of which data set? Give --foreign as well")
+    try:
+        return None if foreign is None else open_source(foreign, foreign_source)
+    except UserError as error:
+        raise UserError(str(error).replace("--source", "--foreign-source")) from None
 
 
 def law_from_flags(
@@ -85,6 +119,7 @@ def law_from_flags(
     order_of_classes: str | None = None,
     matrix: Path | None = None,
     labels: str | None = None,
+    foreign: Source | None = None,
     order_seed: int = 0,
 ) -> Law | None:
     """Make the law that a command line names.
@@ -96,6 +131,7 @@ def law_from_flags(
         order_of_classes: `--order-of-classes`.
         matrix: `--matrix`.
         labels: `--labels`.
+        foreign: What `foreign_from_flags` opened.
         order_seed: Draws the order `random`; commands give their noise seed.
 
     Returns:
@@ -110,6 +146,7 @@ def law_from_flags(
         "order_of_classes": order_of_classes,
         "matrix": matrix,
         "labels": labels,
+        "foreign": foreign,
     }
     given = [flag for flag, value in flags.items() if value is not None]
     if name is None:
@@ -125,7 +162,7 @@ def law_from_flags(
         raise UserError(f"--law {name} takes {takes}, not {_flag(surplus[0])}; leave it out")
     if missing := [flag for flag in needed if flag not in given]:
         raise UserError(f"--law {name} needs {_flag(missing[0])}; see --help")
-    return _make(name, rate, delta, order_of_classes or "confusing", matrix, labels, order_seed)
+    return _make(name, rate, delta, order_of_classes or "confusing", matrix, labels, foreign, order_seed)
 
 
 def _make(
@@ -135,9 +172,10 @@ def _make(
     order: str,
     matrix: Path | None,
     labels: str | None,
+    foreign: Source | None,
     order_seed: int,
 ) -> Law:
-    from pipeline.laws import Given, Matrix, StoredArray, Structured, confusing_order, law_from_json
+    from pipeline.laws import Foreign, Given, Matrix, StoredArray, Structured, confusing_order, law_from_json
     from pipeline.laws.files import read_labels, read_matrix
 
     if delta is not None:
@@ -153,6 +191,8 @@ def _make(
     if labels is not None:
         file = read_labels(labels)
         return Given(StoredArray(file.labels.astype("uint16")), file.clean)
+    if foreign is not None:
+        return Foreign(foreign.name, len(foreign.train))
     return law_from_json({"name": name} if rate is None else {"name": name, "rate": rate})
 
 

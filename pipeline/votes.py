@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import UInt16
 from numpy import ndarray as Array
 
+from pipeline.errors import UserError
 from pipeline.laws import Formula, Uniform
 
 _SAMPLE_IMAGES: Final = 10_000  # a share of them has a standard error of at most 0.005
@@ -24,7 +25,12 @@ def expected_vote(formula: Formula, source_labels: UInt16[Array, " n"]) -> float
     Args:
         formula: Bound to the images.
         source_labels: Of all images, by image id.
+
+    Raises:
+        UserError: If the law shows other images as noise: then no image has several labels.
     """
+    if formula.law.adds_images:
+        raise UserError(f"law {formula.law.name} shows other images as noise: an image has one label, there is no vote")
     if not formula.alpha:
         return formula.right_share(source_labels)
     if isinstance(formula.law, Uniform):

@@ -9,6 +9,7 @@ from numpy import ndarray as Array
 
 from pipeline.errors import UserError
 from pipeline.laws.flips import Map, Matrix, Pair, Symmetric, SymmetricInclusive
+from pipeline.laws.foreign import Foreign, White
 from pipeline.laws.formula import Formula
 from pipeline.laws.given import Given
 from pipeline.laws.law import Law, StoredArray
@@ -18,6 +19,7 @@ from pipeline.laws.uniform import Uniform
 
 __all__ = [
     "LAWS",
+    "Foreign",
     "Formula",
     "Given",
     "Law",
@@ -29,6 +31,7 @@ __all__ = [
     "Symmetric",
     "SymmetricInclusive",
     "Uniform",
+    "White",
     "alpha_of_noisy_share",
     "alpha_of_wrong_share",
     "confusing_order",
@@ -40,7 +43,8 @@ __all__ = [
 ]
 
 LAWS: dict[str, type[Law]] = {
-    law.name: law for law in (Uniform, Structured, Symmetric, SymmetricInclusive, Pair, Map, Matrix, Given)
+    law.name: law
+    for law in (Uniform, Structured, Foreign, White, Symmetric, SymmetricInclusive, Pair, Map, Matrix, Given)
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -11,6 +12,7 @@ from jaxtyping import Float64, Int64
 from numpy import ndarray as Array
 
 from kernels.labels import MAX_CLASSES
+from pipeline.atomic import write_file
 from pipeline.errors import UserError
 
 _CLEAN: Final = "clean_label"  # CIFAR-N's name for the source labels
@@ -34,18 +36,48 @@ def read_matrix(path: Path) -> Float64[Array, "k k"]:
     Raises:
         UserError: If the file is missing, of another type, or holds something else than numbers.
     """
+    check_matrix_path(path)
     if path.suffix == ".npy":
         array = _read_npy(path)
         if array.dtype.kind not in "fiu":
             raise UserError(f"{path} holds {array.dtype} values; give numbers")
         return array.astype(np.float64)
-    if path.suffix == ".csv":
-        rows = [(line, [_number(path, line, cell, float) for cell in cells]) for line, cells in _read_csv(path)]
-        for line, row in rows:
-            if len(row) != len(rows[0][1]):
-                raise UserError(f"{path}, line {line}: {len(row)} numbers; line {rows[0][0]} has {len(rows[0][1])}")
-        return np.array([row for _, row in rows])
-    raise UserError(f"{path} is no .npy or .csv file; give the matrix as one of these")
+    rows = [(line, [_number(path, line, cell, float) for cell in cells]) for line, cells in _read_csv(path)]
+    for line, row in rows:
+        if len(row) != len(rows[0][1]):
+            raise UserError(f"{path}, line {line}: {len(row)} numbers; line {rows[0][0]} has {len(rows[0][1])}")
+    return np.array([row for _, row in rows])
+
+
+def write_matrix(path: Path, matrix: Int64[Array, "k k"]) -> None:
+    """Write a matrix of counts so that `read_matrix` reads it; a file that holds another one is left alone.
+
+    Raises:
+        UserError: If the file holds something else already, is of another type, or cannot be written.
+    """
+    check_matrix_path(path)
+    stream = BytesIO()
+    if path.suffix == ".npy":
+        np.save(stream, matrix)
+    else:
+        np.savetxt(stream, matrix, fmt="%d", delimiter=",")
+    try:
+        if path.exists() and path.read_bytes() != stream.getvalue():
+            raise UserError(f"{path} holds something else; give the name of a file that does not exist")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(path, stream.getvalue())
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error}); give another file") from None
+
+
+def check_matrix_path(path: Path) -> None:
+    """Refuse a file that is of no type that holds a matrix.
+
+    Raises:
+        UserError: If it is not .npy or .csv.
+    """
+    if path.suffix not in (".npy", ".csv"):
+        raise UserError(f"{path} is no .npy or .csv file; give the matrix as one of these")
 
 
 def read_labels(text: str) -> LabelFile:

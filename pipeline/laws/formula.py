@@ -92,6 +92,10 @@ class Formula:
         )
         return noisy if self.law.replaces else np.where(copies == 0, source_labels, noisy)
 
+    def shown(self, image_ids: Int64[Array, " b"], copies: Int64[Array, " b"]) -> Int64[Array, " b"]:
+        """Say which images some examples show: an image id, n + a foreign image's, or −1 for white noise."""
+        return self.law.shown(self.noise_seed, image_ids, copies, num_images=self.num_images)
+
     def noisy_labels(self, image_ids: Int64[Array, " b"], source_labels: UInt16[Array, " b"]) -> UInt16[Array, "b a"]:
         """Compute the labels of copies 1..α of some images."""
         if not self.alpha:
@@ -104,3 +108,12 @@ class Formula:
         """Compute the labels of copies 0..α of some images, one column per copy."""
         first = self.labels(image_ids, np.zeros_like(image_ids), source_labels) if self.law.replaces else source_labels
         return np.concatenate([first[:, None], self.noisy_labels(image_ids, source_labels)], axis=1)
+
+    def labels_of_images(
+        self, image_ids: Int64[Array, " b"], source_labels: UInt16[Array, " b"]
+    ) -> UInt16[Array, "b copies"]:
+        """Compute the labels of all examples that show these images, one column per copy.
+
+        Copies 0..α, or copy 0 alone where the others show other images.
+        """
+        return source_labels[:, None] if self.law.adds_images else self.all_labels(image_ids, source_labels)

@@ -58,10 +58,12 @@ class Law(ABC):
     Attributes:
         name: What the user calls it.
         replaces: A flip: copy 0 carries a noisy label in place of the source label, and α is 0.
+        adds_images: Copies 1..α show other images than copy 0, of none of the classes.
     """
 
     name: ClassVar[str]
     replaces: ClassVar[bool] = False
+    adds_images: ClassVar[bool] = False
 
     @abstractmethod
     def rows(
@@ -87,6 +89,12 @@ class Law(ABC):
         alpha: int,
     ) -> UInt16[Array, " b"]:
         """Draw the labels of some (image_id, copy) pairs: copy ≥ 1, the same ones as `rows`; copy 0 of a flip."""
+
+    def shown(
+        self, seed: int, image_ids: Int64[Array, " b"], copies: Int64[Array, " b"], *, num_images: int
+    ) -> Int64[Array, " b"]:
+        """Say which images some (image_id, copy) pairs show: an image id, n + a foreign one, or −1 for white noise."""
+        return image_ids
 
     @abstractmethod
     def matrix(self, alpha: int, num_classes: int) -> Float64[Array, "k k"]:

@@ -5,9 +5,24 @@ import numpy as np
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.law_flags import FLAGS, law_from_flags
-from pipeline.laws import LAWS, Given, Law, Map, Matrix, Pair, Structured, Symmetric, SymmetricInclusive, Uniform
+from pipeline.law_flags import FLAGS, foreign_from_flags, law_from_flags
+from pipeline.laws import (
+    LAWS,
+    Foreign,
+    Given,
+    Law,
+    Map,
+    Matrix,
+    Pair,
+    Structured,
+    Symmetric,
+    SymmetricInclusive,
+    Uniform,
+    White,
+)
+from pipeline.sources.synthetic import synthetic
 
+SMALL = synthetic(num_train=10, num_test=10)
 CONFUSION = np.array([[0, 1, 2], [3, 0, 4], [6, 5, 0]])
 
 
@@ -58,6 +73,26 @@ def test_structured_in_random_order_takes_the_seed() -> None:
     assert found == Structured(0.5, "random", order_seed=4)
 
 
+def test_foreign_takes_name_and_size_from_its_set() -> None:
+    foreign = foreign_from_flags("synthetic", None)
+    assert law_from_flags("foreign", foreign=foreign) == Foreign("synthetic", 10_000)
+    assert law_from_flags("white") == White()
+    assert foreign_from_flags(None, None) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "message"),
+    [
+        (None, Path("files"), "--foreign-source files holds the files of which data set"),
+        ("cifar", None, "no data set 'cifar': choose one of mnist5k"),
+        ("folder", None, "folder needs --foreign-source DIR"),
+    ],
+)
+def test_a_foreign_set_that_cannot_be_opened_says_what_to_do(name: str | None, path: Path | None, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        foreign_from_flags(name, path)
+
+
 def test_no_flag_asks_for_no_law() -> None:
     assert law_from_flags(None) is None
     assert law_from_flags("uniform") == Uniform()
@@ -86,6 +121,9 @@ def test_no_flag_asks_for_no_law() -> None:
         ("matrix", {"matrix": Path("confusion.npy")}, "row 0 of the transition matrix sums to 3"),
         ("matrix", {"matrix": Path("nowhere.npy")}, "nowhere.npy does not exist"),
         ("given", {}, "--law given needs --labels"),
+        ("foreign", {}, "--law foreign needs --foreign"),
+        (None, {"foreign": SMALL}, "--foreign belongs to a law: give --law foreign as well"),
+        ("white", {"foreign": SMALL}, "--law white takes no flag of its own, not --foreign"),
         ("given", {"labels": "confusion.npy"}, r"shape \(3, 3\); give a list"),
     ],
 )

@@ -5,9 +5,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from numpy import ndarray as Array
 
 from pipeline.errors import UserError
-from pipeline.laws.files import read_labels, read_matrix
+from pipeline.laws.files import read_labels, read_matrix, write_matrix
 
 LABELS = np.array([3, 0, 2, 2, 65_534])
 
@@ -196,3 +200,27 @@ def test_a_matrix_of_another_type_is_refused(tmp_path: Path) -> None:
         read_matrix(tmp_path / "a.npy")
     with pytest.raises(UserError, match=r"no .npy or .csv file"):
         read_matrix(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("name", ["m.csv", "m.npy"])
+@settings(max_examples=10)  # two files each, on disk
+@given(matrix=arrays(np.int64, st.integers(1, 5).map(lambda k: (k, k)), elements=st.integers(0, 2**40)))
+def test_a_matrix_that_was_written_is_read_again(
+    tmp_path_factory: pytest.TempPathFactory, name: str, matrix: Array
+) -> None:
+    path = tmp_path_factory.mktemp("matrix") / name
+    write_matrix(path, matrix)
+    np.testing.assert_array_equal(read_matrix(path), matrix)
+    write_matrix(path, matrix)  # again: it is there already
+    before = path.read_bytes()
+    with pytest.raises(UserError, match="holds something else"):
+        write_matrix(path, matrix + 1)
+    assert path.read_bytes() == before
+
+
+def test_a_matrix_goes_only_where_it_can_be_read(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"\.npy or \.csv"):
+        write_matrix(tmp_path / "m.txt", np.eye(2, dtype=np.int64))
+    with pytest.raises(UserError, match="cannot be written"):
+        write_matrix(csv(tmp_path, "mine") / "m.csv", np.eye(2, dtype=np.int64))
+    assert [path.name for path in tmp_path.iterdir()] == ["file.csv"]

@@ -12,6 +12,7 @@ from scipy.stats import binom, chisquare
 from pipeline.errors import UserError
 from pipeline.laws import (
     LAWS,
+    Foreign,
     Formula,
     Given,
     Law,
@@ -23,6 +24,7 @@ from pipeline.laws import (
     Symmetric,
     SymmetricInclusive,
     Uniform,
+    White,
     confusing_order,
     law_array,
     law_from_json,
@@ -113,7 +115,7 @@ def test_the_expected_right_share_is_the_mean_of_the_diagonal(num_classes: int, 
     assert formula.right_share(true) == pytest.approx(diagonal[true].mean(), rel=1e-12)
 
 
-ONE_OF_EACH = [*laws(10), Given(StoredArray(np.arange(5, dtype=np.uint16)))]
+ONE_OF_EACH = [*laws(10), Given(StoredArray(np.arange(5, dtype=np.uint16))), Foreign("cifar100", 50_000), White()]
 
 
 def test_every_law_of_the_menu_is_tried_here() -> None:
@@ -145,7 +147,7 @@ def test_another_array_than_the_laws_own_is_refused(law: Law) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"name": "unifrom"}, "unknown law 'unifrom'; the laws are: uniform, structured, symmetric"),
+        ({"name": "unifrom"}, "unknown law 'unifrom'; the laws are: uniform, structured, foreign, white, symmetric"),
         ({}, "unknown law 'None'"),
         ({"name": "pair"}, "law pair needs rate"),
         ({"name": "given"}, "law given needs labels"),
