@@ -5,12 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-from matplotlib import pyplot as plt
-
+from pipeline.pictures import Figure, save
 from pipeline.votes import vote_baseline
 
 
@@ -24,7 +19,8 @@ def plot_curves(folder: Path, picture: Path) -> None:
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     data, recipe = config["data"], config["recipe"]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
     left.plot(*_series(rows, "eval/top1_accuracy"), marker=".", label="test accuracy")
     if data["law"]["name"] == "uniform":
         vote = vote_baseline(data["num_classes"], data["alpha"])
@@ -40,8 +36,7 @@ def plot_curves(folder: Path, picture: Path) -> None:
         axis.grid(alpha=0.3)
         axis.legend()
     figure.suptitle(f"{recipe['dataset']}, α = {data['alpha']}, {recipe['method']}, {recipe['model']}")
-    figure.savefig(picture, dpi=110)
-    plt.close(figure)
+    save(figure, picture)
 
 
 def _series(rows: list[dict[str, float]], name: str) -> tuple[list[float], list[float]]:
