@@ -32,9 +32,10 @@ FOREIGN: Final = 12  # round keys of the order of foreign images                
 WHITE: Final = 13  # white-noise pixels                                          example_id, pixel block
 META: Final = 14  # synthetic labels of meta-learning                            step, set
 FOLD: Final = 15  # folds of a cross-validation                                  image_id, iteration
-COPY_ORDER: Final = 16  # order of the copies of an image in `passes`            image_id, round
-BLOCK_ORDER: Final = 17  # order of blocks, and of images in a window            pass, round
+COPY_ORDER: Final = 16  # the copy of an image that `passes` shows first          image_id, epoch
+BLOCK_ORDER: Final = 17  # round keys of the order of blocks in a pass            pass, round
 CLASS_ORDER: Final = 18  # random order of the false classes of a class          true class, false class
+WINDOW_ORDER: Final = 19  # round keys of the order of images in a sweep          pass, window and sweep, round
 
 _M0: Final = np.uint64(0xD2511F53)
 _M1: Final = np.uint64(0xCD9E8D57)
