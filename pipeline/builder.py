@@ -1,42 +1,37 @@
-"""From a clean set and a law to a folder of shards: atomic, resumable, the same bytes every time.
+"""From a plan to a folder of shards: atomic, resumable, the same bytes every time.
 
-Shards are written as ``.part`` and renamed when they are on disk; the manifest comes last, so a folder without one
-is unfinished and the same command finishes it. What an unfinished build knows of its finished shards lies in
+Shards appear under their names when they are whole and in storage; the manifest comes last, so a folder without one is
+unfinished and the same command finishes it. What an unfinished build knows of its finished shards lies in
 ``.dilute-build``, which goes when the manifest comes.
 """
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
+import dataclasses
 import json
-import multiprocessing
-import os
-import pickle
-import re
-import shutil
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
-from jaxtyping import UInt16
+from jaxtyping import Int64, UInt16
 from numpy import ndarray as Array
 
-from pipeline.atomic import write_file
+from pipeline.claim import STATE, claimed, turn
 from pipeline.counts import NO_COUNTS, Counts
-from pipeline.dataset import DilutedSet, ImageSplit, decode
-from pipeline.errors import UserError
-from pipeline.formats.png import encode_png
-from pipeline.formats.tar import Record, Written, write_shard
-from pipeline.laws import law_array, law_to_json
+from pipeline.errors import DamagedImageError, UserError
+from pipeline.formats.beton import write_beton
+from pipeline.formats.hashed import hashed_file, write_hashed
+from pipeline.formats.tar import write_shard
+from pipeline.formats.types import Record, index_of, index_row
+from pipeline.images import check_item
+from pipeline.laws import law_array
 from pipeline.manifest import (
+    ENCODINGS,
     FILE_NAME,
     INDEX_DTYPE,
     LAW_FILE,
@@ -44,367 +39,444 @@ from pipeline.manifest import (
     Manifest,
     Shard,
     SplitFiles,
-    hash_file,
     read_manifest,
     to_json,
 )
-from pipeline.sources.types import ArraySplit, Item, Source
+from pipeline.plan import Plan, name_image
+from pipeline.storage import Folder, LocalFolder, open_folder
+from pipeline.stream import expanded_rows
+from pipeline.workers import Run, spread
 
-SHARD_IMAGES: Final = 2_048  # a multiple of the 1,024 images that `passes` permutes; 225 MB of ImageNet
-_STATE: Final = ".dilute-build"  # a folder; its name is ours alone, because it is removed whole
-_LOCK: Final = ".dilute-build.lock"
-_OURS: Final = re.compile(
-    r"((train|test)-\d{6}\.(tar|idx)|(train|test)\.index\.npy|counts\.npz|law\.npy|_info\.json|dataset\.json)(\.part)?"
-)
 
-Progress = Callable[[int, int], None]
+@runtime_checkable
+class Progress(Protocol):
+    """Hears how a build goes on."""
+
+    def __call__(self, stage: str, images: int, num_bytes: int) -> None:
+        """After each shard: what was done to it ("check" or "write"), its images and its bytes."""
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Everything that the bytes of a data set depend on; two builds with equal plans write equal files.
+class Job:
+    """What all workers of a build share."""
 
-    Args:
-        dataset: The diluted set, in memory.
-        source_sha256: Hash of the source, which tells others of the same name apart (see `plan_build`).
-        shard_images: Images a shard.
-    """
-
-    dataset: DilutedSet
-    source_sha256: str
-    shard_images: int
-
-    def describe(self) -> dict[str, Any]:
-        """Return the plan as JSON, to compare it with what lies in a folder."""
-        return _describe(self.dataset, self.dataset.test.num_images, self)
+    plan: Plan
+    folder: Folder
 
 
-def _describe(named: DilutedSet | Manifest, num_test_images: int, cut: Plan | Manifest) -> dict[str, Any]:
-    formula = named.formula
-    return {
-        "name": named.name,
-        "num_images": formula.num_images,
-        "num_test_images": num_test_images,
-        "num_classes": formula.num_classes,
-        "alpha": formula.alpha,
-        "law": law_to_json(formula.law),
-        "noise_seed": formula.noise_seed,
-        "source_sha256": cut.source_sha256,
-        "shard_images": cut.shard_images,
-    }
+@dataclass(frozen=True)
+class Task:
+    """One shard to write: rows of a split's index."""
+
+    split: str
+    number: int
+    rows: range
+
+    @property
+    def stem(self) -> str:
+        """The shard's name without its ending."""
+        return f"{self.split}-{self.number:06d}"
+
+    @property
+    def state(self) -> str:
+        """Where it is noted that the shard is finished."""
+        return f"{STATE}/{self.stem}.npz"
 
 
-def plan_build(source: Source, dataset: DilutedSet, *, shard_images: int = SHARD_IMAGES) -> Plan:
-    """Plan the shards of a set that was diluted in memory.
+Engine = Callable[[Job], AbstractContextManager[Run[Job]]]
 
-    The source is hashed: its classes, labels and, where they lie in one array, pixels (files are too many to read).
-    """
-    digest = hashlib.sha256(json.dumps(source.classes).encode())
-    for split in (source.train, source.test):
-        digest.update(len(split).to_bytes(8, "little") + split.labels.astype("<u2").tobytes())
-        if isinstance(split, ArraySplit):
-            digest.update(repr(split.images.shape).encode())
-            digest.update(split.images.tobytes())
-    return Plan(dataset, digest.hexdigest(), shard_images)
+
+class State(dict[str, Any]):
+    """What is known of a finished shard: `files`, a list of `File`, and arrays."""
 
 
 def build(
     plan: Plan,
-    folder: Path,
+    where: str | Path,
     *,
     workers: int = 1,
+    engine: Engine | None = None,
     force: bool = False,
-    progress: Progress = lambda images, size: None,
+    progress: Progress = lambda stage, images, num_bytes: None,
 ) -> Manifest:
     """Write the shards of a plan, or finish what an interrupted build left.
 
     Args:
         plan: What to write.
-        folder: Where; made if it is not there.
+        where: A folder, made if it is not there, or an address of other storage.
         workers: Processes that write shards; 1 writes them in this one.
+        engine: What else runs the tasks, in place of worker processes.
         force: Replace another data set that lies there. Files that are not a data set's are never touched.
-        progress: Called with (images, bytes) after each shard.
+        progress: Called after each shard.
 
     Raises:
-        UserError: If the folder holds something else, another build works there, or the disk refuses.
+        UserError: If the folder holds something else, another build works there, an image is bad, or the storage
+            refuses.
     """
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file; give --out a folder")
+    manifest = _claim_and_build(plan, where, None, workers, engine, force, progress)
+    if manifest is None:
+        raise UserError(f"shards vanished from {where} while they were written; run the same command again")
+    return manifest
+
+
+def build_part(
+    plan: Plan,
+    where: str | Path,
+    part: tuple[int, int],
+    *,
+    workers: int = 1,
+    progress: Progress = lambda stage, images, num_bytes: None,
+) -> Manifest | None:
+    """Write one part of the shards of a plan; other processes write the others, at the same time or not.
+
+    Args:
+        plan: What to write; the same for all parts.
+        where: A folder or an address that all of them reach.
+        part: (I, M): every M-th shard from the I-th on, I from 1.
+        workers: Processes that write shards.
+        progress: Called after each shard.
+
+    Returns:
+        The manifest, which the part writes that finds all shards there; None if some are missing.
+
+    Raises:
+        UserError: As `build`, or if there is no such part, or bad images are to be skipped.
+    """
+    number, num_parts = part
+    if not 1 <= number <= num_parts:
+        raise UserError(f"--part {number}/{num_parts}: give I/M with I from 1 to M")
+    if plan.options.on_bad == "skip":
+        raise UserError("--on-bad skip has to see all images before the first shard; leave --part or --on-bad out")
+    return _claim_and_build(plan, where, part, workers, None, False, progress)
+
+
+def _claim_and_build(
+    plan: Plan,
+    where: str | Path,
+    part: tuple[int, int] | None,
+    workers: int,
+    engine: Engine | None,
+    force: bool,
+    progress: Progress,
+) -> Manifest | None:
+    folder = open_folder(where)
+    if plan.options.format == "ffcv" and folder.local is None:
+        raise UserError(f"{where}: FFCV reads local files only; give --format ffcv a local --out")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with _lock(folder):
-            finished = _claim(plan, folder, force=force)
-            return finished or _write(plan, folder, workers, progress)
+        with claimed(folder, plan.describe(), part=part, force=force) as finished:
+            return finished or _build(plan, folder, part or (1, 1), workers, engine, progress)
     except OSError as error:
         raise UserError(
-            f"cannot write {folder}: {error.strerror or error}; nothing unfinished was published: "
+            f"cannot write {where}: {error.strerror or error}; nothing unfinished was published: "
             "make room or give another --out, then run the same command again to go on"
         ) from error
     except MemoryError as error:
         raise UserError(
-            f"out of memory for a shard of {plan.shard_images:,} images with {plan.dataset.formula.alpha:,} noisy "
-            "labels each; lower --alpha, or --workers"
+            f"out of memory for a shard of {plan.options.shard_images:,} images with "
+            f"{plan.dataset.formula.alpha:,} noisy labels each; lower --alpha, or --workers"
         ) from error
 
 
-@contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Keep a second builder out of a folder; the lock goes with the process, however it ends."""
-    path = folder / _LOCK
-    busy = UserError(f"another build is working in {folder}; wait for it, or give another --out")
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise busy from None
-        if os.fstat(file.fileno()).st_nlink == 0:  # locked just after its owner removed it: another may hold a new one
-            raise busy
-        try:
-            yield
-        finally:
-            path.unlink()
+def _build(
+    plan: Plan,
+    folder: Folder,
+    part: tuple[int, int],
+    workers: int,
+    engine: Engine | None,
+    progress: Progress,
+) -> Manifest | None:
+    good = plan if plan.options.on_bad == "error" else _without_bad(plan, folder, workers, progress)
+    job = Job(good, folder)
+    tasks = [task for split in good.splits for task in _tasks(good, split)]
+    joined = [split for split in good.splits if plan.options.format == "ffcv" and _is_joined(job, split)]
+    left = [task for task in tasks if task.split not in joined]
+    with engine(job) if engine else spread(job, workers) as run:
+        for images, num_bytes in run(finish_shard, left[part[0] - 1 :: part[1]]):
+            progress("write", images, num_bytes)
+    with turn(folder):
+        return _publish(job, tasks, plan.describe())
 
 
-def _claim(plan: Plan, folder: Path, *, force: bool) -> Manifest | None:
-    """Make sure that the folder is ours to write; return its manifest if it is finished already.
-
-    Raises:
-        UserError: If it holds another data set, one that lacks files, or files that are no data set's, and `force`
-            is not given.
-    """
-    state, finished = folder / _STATE, (folder / FILE_NAME).exists()
-    wanted = plan.describe()
-    present = sorted(path.name for path in folder.iterdir() if path.name not in (_STATE, _LOCK))
-    if finished and not force:
-        manifest = read_manifest(folder)
-        _refuse_other(_describe(manifest, manifest.test.num_images, manifest), wanted, folder)
-        _refuse_incomplete(manifest, folder)
-        shutil.rmtree(state, ignore_errors=True)  # is there if a build was killed after its last file
-        return manifest
-    if (state / "plan.json").exists() and not finished:
-        earlier = json.loads((state / "plan.json").read_text())
-        if earlier == wanted:
-            return None
-        if present and not force:
-            _refuse_other(earlier, wanted, folder)
-    if present and not force:
-        raise UserError(
-            f"{folder} is not empty (it holds {present[0]}) and no data set of ours; "
-            "give another --out, or --force to replace a data set that lies there"
-        )
-    (folder / FILE_NAME).unlink(missing_ok=True)  # first: what is left if we are killed here must not look finished
-    for name in filter(_OURS.fullmatch, present):
-        (folder / name).unlink(missing_ok=True)
-    shutil.rmtree(state, ignore_errors=True)
-    state.mkdir()
-    write_file(state / "plan.json", json.dumps(wanted).encode())
-    return None
+# ---- what to write ----
 
 
-def _refuse_incomplete(manifest: Manifest, folder: Path) -> None:
-    for file in manifest.files():
-        path = folder / file.name
-        if not path.exists() or path.stat().st_size != file.num_bytes:
-            raise UserError(f"{path} is missing or has another size than {FILE_NAME} says; build it again with --force")
-
-
-def _refuse_other(found: dict[str, Any], wanted: dict[str, Any], folder: Path) -> None:
-    differences = [
-        f"{key} is {found.get(key)!r}, asked for is {value!r}"
-        for key, value in wanted.items()
-        if found.get(key) != value
+def _tasks(plan: Plan, split: str) -> list[Task]:
+    size = plan.options.shard_images
+    num_rows = plan.num_rows(split)
+    return [
+        Task(split, number, range(first, min(first + size, num_rows)))
+        for number, first in enumerate(range(0, num_rows, size))
     ]
-    if differences:
-        raise UserError(
-            f"{folder} holds another data set: {'; '.join(differences)}; give another --out, or --force to replace it"
-        )
 
 
-def _write(plan: Plan, folder: Path, workers: int, progress: Progress) -> Manifest:
-    """Write what is missing of the shards, then all that is made from them, the manifest last."""
-    dataset = plan.dataset
-    tasks = [*_tasks(plan, folder, "train"), *_tasks(plan, folder, "test")]
-    done: dict[str, tuple[Written, Counts]] = {}
-    with _executor(plan, folder, workers) as run:
-        for task, (written, cells) in zip(tasks, run(tasks), strict=True):
-            done[task.path.name] = written, cells
-            progress(len(task.image_ids), written.shard.num_bytes)
-    counts = NO_COUNTS
-    for task in tasks:
-        if task.split == "train":
-            counts = counts + done[task.path.name][1]
-    train, test = (
-        _split_files(folder, name, [done[task.path.name][0] for task in tasks if task.split == name])
-        for name in ("train", "test")
+def labels_of(plan: Plan, split: str, image_ids: Int64[Array, " b"]) -> UInt16[Array, "b copies"]:
+    """Return the labels that go with some images of a split, one column a copy."""
+    source_labels = np.ascontiguousarray(plan.splits[split].source_labels[image_ids])
+    return (
+        plan.dataset.formula.labels_of_images(image_ids, source_labels) if split == "train" else source_labels[:, None]
     )
-    data = counts.to_bytes(dataset.num_classes)
-    write_file(folder / "counts.npz", data)
-    info = _timm_info({"train": train, "test": test})
-    write_file(folder / "_info.json", info)
+
+
+# ---- bad images ----
+
+
+def _without_bad(plan: Plan, folder: Folder, workers: int, progress: Progress) -> Plan:
+    """Look at every image, or at the list that an interrupted build left, and take out the bad ones."""
+    name = f"{STATE}/quarantine.json"
+    if folder.size(name) is None:
+        bad: dict[str, list[tuple[int, str]]] = {split: [] for split in plan.splits}
+        tasks = [
+            Task(split, number, range(first, min(first + plan.options.shard_images, images.num_images)))
+            for split, images in plan.splits.items()
+            for number, first in enumerate(range(0, images.num_images, plan.options.shard_images))
+        ]
+        with spread(Job(plan, folder), workers) as run:
+            for task, found in zip(tasks, run(_find_bad, tasks), strict=True):
+                bad[task.split] += found
+                progress("check", len(task.rows), 0)
+        folder.write(name, json.dumps(bad).encode())
+    left: dict[str, list[tuple[int, str]]] = json.loads(folder.read(name))
+    return plan.without({split: [(image_id, reason) for image_id, reason in found] for split, found in left.items()})
+
+
+def _find_bad(job: Job, task: Task) -> list[tuple[int, str]]:
+    bad = []
+    for image_id in task.rows:
+        try:
+            check_item(job.plan.splits[task.split].item(image_id), job.plan.options.check)
+        except DamagedImageError as error:
+            bad.append((image_id, str(error)))
+    return bad
+
+
+# ---- shards ----
+
+
+def finish_shard(job: Job, task: Task) -> tuple[int, int]:
+    """Write one shard and note that it is finished, unless an earlier build did; return its images and bytes."""
+    if (state := _load_state(job, task)) is None:
+        state = _write_pieces(job, task) if job.plan.options.format == "ffcv" else _write_tar(job, task)
+        _write_state(job.folder, task.state, state)
+    return len(state["index"]), int(state["index"]["size"].sum())
+
+
+def _write_tar(job: Job, task: Task) -> State:
+    plan = job.plan
+    formula, split = plan.dataset.formula, plan.splits[task.split]
+    if task.split == "train" and plan.options.layout == "expanded":
+        image_ids, copies = expanded_rows(
+            task.rows.start, len(task.rows), num_images=formula.num_images, num_copies=1 + formula.alpha
+        )
+        source_labels = np.ascontiguousarray(split.source_labels[image_ids])
+        labels = formula.labels(image_ids, copies, source_labels)[:, None]
+        keys = [f"{example_id:012d}" for example_id in (copies * formula.num_images + image_ids).tolist()]
+    else:
+        image_ids = np.arange(task.rows.start, task.rows.stop)
+        labels = labels_of(plan, task.split, image_ids)
+        keys = [f"{image_id:09d}" for image_id in task.rows]
+    written = write_shard(
+        job.folder,
+        task.stem,
+        _records(plan, task.split, image_ids, keys),
+        labels,
+        first=task.rows.start,
+        dictionary=formula.num_classes if plan.options.index == "examples" and task.split == "train" else 0,
+    )
+    counts = Counts.of(np.ascontiguousarray(written.index["label"]), labels)
+    return State(files=[written.shard, *written.extras], index=written.index, **counts._asdict())
+
+
+def _write_pieces(job: Job, task: Task) -> State:
+    """Write the images of a part of a beton one after the other; the beton is put together when all sizes are known."""
+    image_ids = np.arange(task.rows.start, task.rows.stop)
+    rows, offset = [], 0
+    path = _pieces(job, task)
+    with path.open("wb") as file:
+        for record in _records(job.plan, task.split, image_ids, [""] * len(image_ids)):
+            rows.append(index_row(record, offset, zlib.crc32(record.item.data)))
+            offset += file.write(record.item.data)
+    index = index_of(rows)
+    labels = labels_of(job.plan, task.split, image_ids)
+    counts = Counts.of(np.ascontiguousarray(index["label"]), labels)
+    return State(files=[], index=index, **counts._asdict())
+
+
+def _pieces(job: Job, task: Task) -> Path:
+    return cast(LocalFolder, job.folder).local / STATE / f"{task.stem}.images"
+
+
+def _records(plan: Plan, name: str, image_ids: Int64[Array, " n"], keys: list[str]) -> Iterator[Record]:
+    split = plan.splits[name]
+    source_ids, source_labels = split.source_ids[image_ids].tolist(), split.source_labels[image_ids].tolist()
+    for key, image_id, source, source_label in zip(keys, image_ids.tolist(), source_ids, source_labels, strict=True):
+        try:
+            item = plan.stored(split.item(image_id))
+        except DamagedImageError as error:
+            flag = "--on-bad skip" if plan.options.on_bad == "error" else "--check decode"
+            raise UserError(
+                f"{name} image {name_image(split, image_id)['name']}: {error}; mend or remove it, "
+                f"or give {flag} to leave out all images like it"
+            ) from error
+        yield Record(key, item, source, source_label)
+
+
+def _load_state(job: Job, task: Task) -> State | None:
+    """Return what an earlier build noted of a shard, if its files are still as it left them."""
+    state = _read_state(job.folder, task.state)
+    if state is None:
+        return None
+    if job.plan.options.format == "ffcv":
+        intact = _pieces_are_intact(_pieces(job, task), state["index"])
+    else:
+        intact = all(_is_intact(job.folder, file) for file in state["files"])
+    return state if intact else None
+
+
+def _write_state(folder: Folder, name: str, state: State) -> None:
+    stream = BytesIO()
+    np.savez(stream, **{**state, "files": json.dumps([dataclasses.asdict(file) for file in state["files"]])})
+    folder.write(name, stream.getvalue())
+
+
+def _read_state(folder: Folder, name: str) -> State | None:
+    try:
+        with np.load(BytesIO(folder.read(name))) as data:
+            state = State(data)
+    except FileNotFoundError:
+        return None
+    state["index"] = state["index"].astype(INDEX_DTYPE)
+    state["files"] = [(Shard if "first" in file else File)(**file) for file in json.loads(str(state["files"]))]
+    return state
+
+
+def _is_intact(folder: Folder, file: File) -> bool:
+    return folder.size(file.name) == file.num_bytes and folder.digest(file.name)[1] == file.sha256
+
+
+def _pieces_are_intact(path: Path, index: Array) -> bool:
+    if not path.exists() or path.stat().st_size != int(index["size"].sum()):
+        return False
+    with path.open("rb") as file:
+        sizes, sums = index["size"].tolist(), index["crc32"].tolist()
+        return all(zlib.crc32(file.read(size)) == crc32 for size, crc32 in zip(sizes, sums, strict=True))
+
+
+# ---- the rest of the data set ----
+
+
+def _publish(job: Job, tasks: list[Task], description: dict[str, Any]) -> Manifest | None:
+    """Write all that is made from the shards, the manifest last; None if a shard of another part is missing."""
+    plan, folder = job.plan, job.folder
+    missing = [task for task in tasks if folder.size(task.state) is None]
+    if missing:
+        return read_manifest(folder) if folder.size(FILE_NAME) is not None else None
+    split_files = {
+        split: (_join_beton if plan.options.format == "ffcv" else _join_index)(
+            job, split, [task for task in tasks if task.split == split]
+        )
+        for split in plan.splits
+    }
+    counts, encodings = NO_COUNTS, np.zeros(len(ENCODINGS), dtype=np.int64)
+    for task, state in _states(folder, tasks):
+        if task.split == "train":
+            counts = counts + Counts(state["true"], state["label"], state["num"])
+        encodings += np.bincount(state["index"]["encoding"], minlength=len(ENCODINGS))
+    dataset = plan.dataset
     array, law_file = law_array(dataset.formula.law), None
     if array is not None:
         stream = BytesIO()
         np.save(stream, array)
-        write_file(folder / LAW_FILE, stream.getvalue())
-        law_file = _file(LAW_FILE, stream.getvalue())
+        law_file = write_hashed(folder, LAW_FILE, stream.getvalue())
     manifest = Manifest(
         name=dataset.name,
         classes=dataset.classes,
         formula=dataset.formula,
-        train=train,
-        test=test,
+        train=split_files["train"],
+        test=split_files["test"],
+        foreign=split_files.get("foreign"),
         image_shape=dataset.image_shape,
         mean=dataset.mean,
         std=dataset.std,
         augmentation=dataset.augmentation,
         num_right=counts.num_right,
-        counts=_file("counts.npz", data),
-        info=_file("_info.json", info),
-        source_sha256=plan.source_sha256,
-        shard_images=plan.shard_images,
+        counts=write_hashed(folder, "counts.npz", counts.to_bytes(dataset.num_classes)),
+        info=None if plan.options.format == "ffcv" else write_hashed(folder, "_info.json", _timm_info(split_files)),
+        build=description,
+        encodings={name: int(number) for name, number in zip(ENCODINGS, encodings, strict=True) if number},
+        format=plan.options.format,
+        layout=plan.options.layout,
+        rows=plan.options.index,
         law_array=law_file,
-        encoding=_encoded(dataset.train.item(0))[1],
+        encoder=plan.encoder,
+        quarantine=plan.quarantine,
     )
-    write_file(folder / FILE_NAME, to_json(manifest).encode())
-    shutil.rmtree(folder / _STATE)
+    folder.write(FILE_NAME, to_json(manifest).encode())
+    folder.remove_folder(STATE)
     return manifest
 
 
-@dataclass(frozen=True)
-class _Task:
-    """One shard to write."""
+def _states(folder: Folder, tasks: Iterable[Task]) -> Iterator[tuple[Task, State]]:
+    for task in tasks:
+        state = _read_state(folder, task.state)
+        if state is None:
+            raise UserError(f"{folder} is being finished by another process; look again in a moment")
+        yield task, state
 
-    split: Literal["train", "test"]
-    path: Path
-    image_ids: range
+
+def _join_index(job: Job, split: str, tasks: list[Task]) -> SplitFiles:
+    """Write the index over all shards of a split, shard by shard."""
+    shards: list[Shard] = []
+    extras: list[File] = []
+    with hashed_file(job.folder, f"{split}.index.npy") as out:
+        out.write((_index_header(tasks[-1].rows.stop),))
+        for _, state in _states(job.folder, tasks):
+            out.write((state["index"].tobytes(),))
+            shards.append(state["files"][0])
+            extras += state["files"][1:]
+        file = out.finish()
+    return SplitFiles(job.plan.splits[split].num_images, file, tuple(shards), tuple(extras))
 
 
-def _tasks(plan: Plan, folder: Path, split: Literal["train", "test"]) -> list[_Task]:
-    num_images = _images_of(plan, split).num_images
-    starts = range(0, num_images, plan.shard_images)
-    return [
-        _Task(
-            split,
-            folder / f"{split}-{number:06d}.tar",
-            range(first, min(first + plan.shard_images, num_images)),
+def _index_header(num_rows: int) -> bytes:
+    stream = BytesIO()
+    fields: dict[str, Any] = {"descr": INDEX_DTYPE.descr, "fortran_order": False, "shape": (num_rows,)}
+    np.lib.format.write_array_header_1_0(stream, fields)
+    return stream.getvalue()
+
+
+def _join_beton(job: Job, split: str, tasks: list[Task]) -> SplitFiles:
+    """Put the parts of a beton together, unless an earlier build did."""
+    plan, folder = job.plan, job.folder
+    num_images = plan.splits[split].num_images
+    state = _read_state(folder, _joined_state(split))
+    if state is None:
+        index = np.concatenate([state["index"] for _, state in _states(folder, tasks)])
+        file, index = write_beton(
+            cast(LocalFolder, folder).local / f"{split}.beton",
+            index,
+            [_pieces(job, task) for task in tasks],
+            lambda image_ids: labels_of(plan, split, image_ids),
+            num_copies=plan.num_labels(split),
+            rows="examples" if plan.options.index == "examples" and split == "train" else "images",
         )
-        for number, first in enumerate(starts)
-    ]
+        state = State(files=[Shard(file.name, file.num_bytes, file.sha256, 0, num_images)], index=index)
+        _write_state(folder, _joined_state(split), state)
+    stream = BytesIO()
+    np.save(stream, state["index"])
+    return SplitFiles(num_images, write_hashed(folder, f"{split}.index.npy", stream.getvalue()), (state["files"][0],))
 
 
-def _images_of(plan: Plan, split: Literal["train", "test"]) -> ImageSplit:
-    return plan.dataset.train if split == "train" else plan.dataset.test
+def _joined_state(split: str) -> str:
+    return f"{STATE}/{split}.beton.npz"
 
 
-@contextmanager
-def _executor(
-    plan: Plan, folder: Path, workers: int
-) -> Iterator[Callable[[list[_Task]], Iterator[tuple[Written, Counts]]]]:
-    """Yield a map over tasks that keeps their order: in this process, or spread over others."""
-    if workers == 1:
-        yield lambda tasks: (_finish_shard(plan, task) for task in tasks)
-        return
-    context = multiprocessing.get_context("spawn")  # a fork would copy the threads of numba's pool half-way
-    # By a file: handed over in a pipe, as arguments are, megabytes would block us for good if a worker dies reading.
-    handover = folder / _STATE / "plan.pickle"
-    handover.write_bytes(pickle.dumps(plan))
-    with ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(handover,)) as pool:
-        try:
-            yield lambda tasks: pool.map(_finish_in_worker, tasks)
-        except BrokenProcessPool:
-            raise UserError(
-                "a worker process was killed (out of memory?); run the same command again to go on, "
-                "with fewer --workers if it happens again"
-            ) from None
-
-
-_worker_plan: Plan  # set once in each worker process
-
-
-def _start_worker(handover: Path) -> None:
-    global _worker_plan
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-    _worker_plan = pickle.loads(handover.read_bytes())
-
-
-def _exit_with_parent() -> None:
-    """Wait for the end of a builder that was killed: its worker would hang, or write into the next build's files."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-    os._exit(1)
-
-
-def _finish_in_worker(task: _Task) -> tuple[Written, Counts]:
-    return _finish_shard(_worker_plan, task)
-
-
-def _finish_shard(plan: Plan, task: _Task) -> tuple[Written, Counts]:
-    """Write one shard and note in `.dilute-build` that it is finished, unless an earlier build did."""
-    if earlier := _load_state(task.path):
-        return earlier
-    formula, split, image_ids = plan.dataset.formula, _images_of(plan, task.split), task.image_ids
-    source_labels = split.source_labels[image_ids.start : image_ids.stop]
-    labels = source_labels[:, None]
-    if task.split == "train":
-        labels = formula.all_labels(np.arange(image_ids.start, image_ids.stop), source_labels)
-    written = write_shard(task.path, _records(split, image_ids, labels), alpha=labels.shape[1] - 1)
-    written.records["label"] = source_labels  # also where the label of copy 0 is another one
-    cells = Counts.of(source_labels, labels)
-    state = {"shard": asdict(written.shard), "dali_index": asdict(written.dali_index)}
-    data = BytesIO()
-    np.savez(data, state=json.dumps(state), index=written.records, **cells._asdict())
-    write_file(_state_path(task.path), data.getvalue())
-    return written, cells
-
-
-def _split_files(folder: Path, name: str, shards: list[Written]) -> SplitFiles:
-    """Write the index over all shards of a split."""
-    index = np.concatenate([written.records for written in shards])
-    data = BytesIO()
-    np.save(data, index)
-    index_file = _file(f"{name}.index.npy", data.getvalue())
-    write_file(folder / index_file.name, data.getvalue())
-    parts = [(written.shard, written.dali_index) for written in shards]
-    return SplitFiles(len(index), index_file, tuple(p[0] for p in parts), tuple(p[1] for p in parts))
-
-
-def _records(split: ImageSplit, image_ids: range, labels: UInt16[Array, "n copies"]) -> Iterator[Record]:
-    for row, image_id in enumerate(image_ids):
-        item = split.item(image_id)
-        data, encoding = _encoded(item)
-        source = int(split.source_ids[image_id])
-        yield Record(image_id, data, encoding, int(labels[row, 0]), labels[row, 1:], source)
-
-
-def _encoded(item: Item) -> tuple[bytes, str]:
-    """Return an image's file: its own bytes, untouched, or a PNG of raw pixels."""
-    return (encode_png(decode(item)), "png") if item.encoding == "raw" else (item.data, item.encoding)
-
-
-def _file(name: str, data: bytes) -> File:
-    return File(name, len(data), hashlib.sha256(data).hexdigest())
-
-
-def _state_path(shard: Path) -> Path:
-    return shard.parent / _STATE / f"{shard.name}.npz"
-
-
-def _load_state(path: Path) -> tuple[Written, Counts] | None:
-    """Return what an earlier build noted of a shard, if both its files are still as it left them."""
-    try:
-        with np.load(_state_path(path)) as data:
-            state = json.loads(str(data["state"]))
-            cells = Counts(data["true"], data["label"], data["num"])
-            index = data["index"].astype(INDEX_DTYPE)
-    except FileNotFoundError:
-        return None
-    written = Written(Shard(**state["shard"]), File(**state["dali_index"]), index)
-    for file in (written.shard, written.dali_index):
-        there = path.with_name(file.name)
-        if not there.exists() or hash_file(there).sha256 != file.sha256:
-            return None
-    return written, cells
+def _is_joined(job: Job, split: str) -> bool:
+    """Say whether an earlier build has put a beton together that is still as it left it."""
+    state = _read_state(job.folder, _joined_state(split))
+    if state is None or _is_intact(job.folder, state["files"][0]):
+        return state is not None
+    job.folder.remove(_joined_state(split))
+    return False
 
 
 def _timm_info(splits: dict[str, SplitFiles]) -> bytes:
@@ -412,7 +484,7 @@ def _timm_info(splits: dict[str, SplitFiles]) -> bytes:
     info = {
         name: {
             "name": name,
-            "num_samples": files.num_images,
+            "num_samples": files.num_rows,
             "filenames": [shard.name for shard in files.shards],
             "shard_lengths": [shard.count for shard in files.shards],
         }

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from io import BytesIO
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 from jaxtyping import Int64, UInt16
 from numpy import ndarray as Array
+
+_BLOCK_LABELS: Final = 1 << 16
+_DENSE_CLASSES: Final = 2_048  # a matrix of 32 MB
 
 
 class Counts(NamedTuple):
@@ -26,6 +29,20 @@ class Counts(NamedTuple):
     @classmethod
     def of(cls, true: UInt16[Array, " n"], labels: UInt16[Array, "n a"]) -> Counts:
         """Count the labels, one column per copy, of images whose source labels are `true`."""
+        step = max(1, _BLOCK_LABELS // labels.shape[1])  # in blocks: memory must not grow with α
+        blocks = [slice(first, first + step) for first in range(0, len(true), step)]
+        size = 1 + max(int(true.max(initial=0)), int(labels.max(initial=0)))
+        if size > _DENSE_CLASSES:
+            return sum((cls._sparse(true[block], labels[block]) for block in blocks), NO_COUNTS)
+        matrix = np.zeros(size * size, dtype=np.int64)
+        for block in blocks:
+            keys = true[block].astype(np.int64)[:, None] * size + labels[block]
+            matrix += np.bincount(keys.reshape(-1), minlength=size * size)
+        cells = np.flatnonzero(matrix)
+        return cls(cells // size, cells % size, matrix[cells])
+
+    @classmethod
+    def _sparse(cls, true: UInt16[Array, " n"], labels: UInt16[Array, "n a"]) -> Counts:
         keys = (true.astype(np.int64)[:, None] << 16 | labels).reshape(-1)
         cells, counts = np.unique(keys, return_counts=True)
         return cls(cells >> 16, cells & 0xFFFF, counts)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import mmap
+import hashlib
+import math
 import os
 import zlib
 from dataclasses import dataclass
@@ -18,10 +19,11 @@ from PIL import Image
 
 from pipeline.errors import DamagedImageError as DamagedImageError
 from pipeline.errors import UserError
-from pipeline.laws import Formula, Law, Uniform
-from pipeline.manifest import INDEX_DTYPE, Manifest, SplitFiles, read_manifest
+from pipeline.laws import Foreign, Formula, Law, Uniform, White
+from pipeline.manifest import ENCODINGS, INDEX_DTYPE, Manifest, SplitFiles, read_manifest
 from pipeline.order import balanced_order
 from pipeline.sources.types import ArraySplit, Augmentation, Item, Source, Split
+from pipeline.storage import Folder, View, open_folder
 
 
 @runtime_checkable
@@ -84,42 +86,43 @@ class MemorySplit:
 
 
 class ShardSplit:
-    """A split that lies in tar shards, which are memory-mapped when they are first read.
+    """A split that lies in shards; local ones are memory-mapped when they are first read.
 
     Args:
         folder: Where the shards lie.
         files: The manifest's list of them.
-        encoding: The image files' type.
         num_images: Length of the prefix to show; all by default.
+
+    Raises:
+        UserError: If a local file is missing or has another size, or the index does not fit.
     """
 
-    def __init__(self, folder: Path, files: SplitFiles, encoding: str, num_images: int | None = None) -> None:
+    def __init__(self, folder: Folder, files: SplitFiles, num_images: int | None = None) -> None:
         self.folder = folder
         self.files = files
-        self.encoding = encoding
         self.num_images = files.num_images if num_images is None else num_images
         self._firsts = np.array([shard.first for shard in files.shards])
-        self._maps: dict[int, mmap.mmap] = {}
-        for file in (files.index, *files.shards):  # stat only: hashes are verify_shards' task
+        self._views: dict[int, View] = {}
+        for file in (files.index, *files.shards) if folder.local else ():  # hashes are verify_shards' task
             try:
-                found = os.stat(f"{folder}/{file.name}").st_size
+                found = os.stat(f"{folder.local}/{file.name}").st_size
             except FileNotFoundError:
                 found = None
             if found != file.num_bytes:
                 state = "is missing" if found is None else f"has {found:,} bytes"
                 raise UserError(
-                    f"{folder / file.name} {state}; the manifest says {file.num_bytes:,} bytes: "
+                    f"{folder}/{file.name} {state}; the manifest says {file.num_bytes:,} bytes: "
                     "run tools/verify_shards, or build the data set again with --force"
                 )
         try:
-            self.index = np.load(folder / files.index.name, mmap_mode="r")
+            self.index = read_index(folder, files.index.name)
         except Exception as error:  # NumPy raises ValueError, TokenError, OverflowError … on a bad header
             raise UserError(
-                f"{folder / files.index.name} cannot be read ({error}); build the data set again with --force"
+                f"{folder}/{files.index.name} cannot be read ({error}); build the data set again with --force"
             ) from None
-        if self.index.dtype != INDEX_DTYPE or self.index.shape != (files.num_images,):
+        if self.index.dtype != INDEX_DTYPE or self.index.shape != (files.num_rows,):
             raise UserError(
-                f"{folder / files.index.name} does not fit the manifest; build the data set again with --force"
+                f"{folder}/{files.index.name} does not fit the manifest; build the data set again with --force"
             )
 
     @property
@@ -135,23 +138,27 @@ class ShardSplit:
         return labels
 
     def item(self, image_id: int) -> Item:
-        """Return an image's file, checked against its checksum."""
+        """Return an image as it is stored, checked against its checksum."""
         row = self.index[image_id]
         shard = int(np.searchsorted(self._firsts, image_id, side="right")) - 1
-        data = self._map(shard)[int(row["offset"]) : int(row["offset"]) + int(row["size"])]
+        if shard not in self._views:
+            self._views[shard] = self.folder.view(self.files.shards[shard].name)
+        data = self._views[shard][int(row["offset"]) : int(row["offset"]) + int(row["size"])]
         if zlib.crc32(data) != row["crc32"]:
             raise DamagedImageError(f"{self.files.shards[shard].name}: image {image_id} does not match its crc32")
-        return Item(data, self.encoding)  # type: ignore[arg-type]
+        shape = int(row["height"]), int(row["width"]), int(row["channels"])
+        return Item(data, ENCODINGS[row["encoding"]], *shape)
 
     def prefix(self, num_images: int) -> ShardSplit:
         """Return the split of the first `num_images` images."""
-        return type(self)(self.folder, self.files, self.encoding, num_images)
+        return type(self)(self.folder, self.files, num_images)
 
-    def _map(self, shard: int) -> mmap.mmap:
-        if shard not in self._maps:
-            with (self.folder / self.files.shards[shard].name).open("rb") as file:
-                self._maps[shard] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        return self._maps[shard]
+
+def read_index(folder: Folder, name: str) -> Array:
+    """Open an index: a memory-map of a local file; other storage is read whole, 28 bytes an image."""
+    if folder.local:
+        return np.load(folder.local / name, mmap_mode="r")  # type: ignore[no-any-return]
+    return np.load(BytesIO(folder.read(name)))  # type: ignore[no-any-return]
 
 
 def decode(item: Item) -> UInt8[Array, "h w c"]:
@@ -163,7 +170,7 @@ def decode(item: Item) -> UInt8[Array, "h w c"]:
     if item.encoding == "raw":
         return np.frombuffer(item.data, dtype=np.uint8).reshape(item.height, item.width, item.channels)
     try:
-        with Image.open(BytesIO(item.data)) as image:
+        with Image.open(BytesIO(item.data), formats=("JPEG", "PNG", "WEBP")) as image:
             pixels = np.asarray(image if image.mode == "L" else image.convert("RGB"))
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error … on bad bytes
         raise DamagedImageError(f"does not decode: {error}") from error
@@ -185,6 +192,10 @@ class DilutedSet:
         mean: Per channel, of the source's whole training split, in units of full scale.
         std: Likewise.
         origin: Where it lies, for people: a folder, or "memory".
+        foreign: What law foreign shows as noise, by foreign image id; None if there is nothing of the kind.
+
+    Raises:
+        UserError: If the law shows images that are not there.
     """
 
     name: str
@@ -197,6 +208,19 @@ class DilutedSet:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     origin: str
+    foreign: ImageSplit | None = None
+
+    def __post_init__(self) -> None:
+        law = self.formula.law
+        if isinstance(law, White) and self.image_shape is None:
+            raise UserError(f"law white draws images of one size; those of {self.name} differ: choose another law")
+        if isinstance(law, Foreign):
+            found = 0 if self.foreign is None else self.foreign.num_images
+            if found != law.num_foreign:
+                raise UserError(
+                    f"law foreign shows {law.num_foreign:,} images of {law.foreign}, this data set has {found:,}: "
+                    f"give --law foreign --foreign {law.foreign}"
+                )
 
     @property
     def num_classes(self) -> int:
@@ -204,38 +228,49 @@ class DilutedSet:
         return self.formula.num_classes
 
 
-def open_shards(folder: Path) -> DilutedSet:
+def open_shards(where: Folder | str | Path) -> DilutedSet:
     """Open a folder of shards; this reads the manifest and maps the index, whatever n and α are.
+
+    Args:
+        where: A folder, or an address of other storage, such as s3://bucket/folder.
 
     Raises:
         UserError: If the folder holds no finished data set, or a file is missing or has another size.
     """
+    folder = where if isinstance(where, Folder) else open_folder(where)
     return from_manifest(read_manifest(folder), folder)
 
 
-def from_manifest(manifest: Manifest, folder: Path) -> DilutedSet:
+def from_manifest(manifest: Manifest, folder: Folder) -> DilutedSet:
     """Open the data set that a manifest describes.
 
     Raises:
         UserError: If a file is missing or has another size.
     """
-    train = ShardSplit(folder, manifest.train, manifest.encoding)
+    train = ShardSplit(folder, manifest.train)
     return DilutedSet(
         manifest.name,
         manifest.classes,
         manifest.formula.bind(train),
         train,
-        ShardSplit(folder, manifest.test, manifest.encoding),
+        ShardSplit(folder, manifest.test),
         manifest.augmentation,
         manifest.image_shape,
         manifest.mean,
         manifest.std,
         str(folder),
+        None if manifest.foreign is None else ShardSplit(folder, manifest.foreign),
     )
 
 
 def dilute(
-    source: Source, *, alpha: int, law: Law | None = None, noise_seed: int = 0, clean: int | None = None
+    source: Source,
+    *,
+    alpha: int,
+    law: Law | None = None,
+    noise_seed: int = 0,
+    clean: int | None = None,
+    foreign: Source | None = None,
 ) -> DilutedSet:
     """Dilute a clean set in memory: the same data set as its shards, label for label.
 
@@ -245,11 +280,16 @@ def dilute(
         law: Where they come from; uniform by default.
         noise_seed: 64 bits.
         clean: Use the first `clean` images of the class-balanced order; all by default.
+        foreign: The set whose training images law foreign shows.
 
     Raises:
-        UserError: If a number is out of range, or the law does not fit the set.
+        UserError: If a number is out of range, or the law or the foreign images do not fit the set.
     """
-    num_classes = len(source.classes)
+    if foreign is not None and foreign.name == source.name and _fingerprint(foreign) == _fingerprint(source):
+        raise UserError(
+            f"the foreign images are those of {source.name} itself; with its own images, noise is law uniform"
+        )
+    num_classes, shape = len(source.classes), common_shape(source)
     train = MemorySplit(source.train, balanced_order(source.train.labels, num_classes))
     num_images = check_clean(clean, train.num_images)
     mean, std = pixel_statistics(source.train)
@@ -260,10 +300,11 @@ def dilute(
         train.prefix(num_images),
         MemorySplit(source.test, balanced_order(source.test.labels, num_classes)),
         source.augmentation,
-        common_shape(source),
+        shape,
         mean,
         std,
         "memory",
+        None if foreign is None else _foreign_split(foreign, source.name, shape),
     )
 
 
@@ -274,11 +315,12 @@ def view(
     law: Law | None = None,
     noise_seed: int | None = None,
     clean: int | None = None,
+    foreign: Source | None = None,
 ) -> DilutedSet:
     """Read the same images as another formula; what is None stays as it is (but α, under a law that is a flip: 0).
 
     Raises:
-        UserError: If a number is out of range, or the law does not fit the set.
+        UserError: If a number is out of range, or the law or the foreign images do not fit the set.
     """
     formula = dataset.formula
     num_images = check_clean(clean, formula.num_images)
@@ -292,7 +334,26 @@ def view(
         formula.noise_seed if noise_seed is None else noise_seed,
     )
     train = dataset.train if num_images == dataset.train.num_images else dataset.train.prefix(num_images)
-    return dataclasses.replace(dataset, formula=formula, train=train)
+    shown = dataset.foreign if foreign is None else _foreign_split(foreign, dataset.name, dataset.image_shape)
+    return dataclasses.replace(dataset, formula=formula, train=train, foreign=shown)
+
+
+def _foreign_split(foreign: Source, name: str, shape: tuple[int, int, int] | None) -> MemorySplit:
+    """Put foreign images in their class-balanced order; nothing is resized, so their shape must be the clean set's."""
+    found = common_shape(foreign)
+    if shape is not None and found != shape:
+        sizes = "differ in size" if found is None else f"are {found[0]} × {found[1]} × {found[2]}"
+        raise UserError(
+            f"the images of {foreign.name} {sizes}, those of {name} {shape[0]} × {shape[1]} × {shape[2]} "
+            "(height × width × channels); foreign images need the same shape: give another --foreign"
+        )
+    return MemorySplit(foreign.train, balanced_order(foreign.train.labels, len(foreign.classes)))
+
+
+def _fingerprint(source: Source) -> bytes:
+    digest = hashlib.sha256(source.train.labels.tobytes())
+    source.train.fingerprint(digest.update)
+    return digest.digest()
 
 
 def check_clean(clean: int | None, available: int) -> int:
@@ -324,8 +385,9 @@ def pixel_statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]
         [np.bincount(split.images[..., c].reshape(-1), minlength=256) for c in range(split.images.shape[3])]
     )
     values = np.arange(256, dtype=np.int64)
-    total = counts.sum(axis=1)
-    first, second = (counts * values).sum(axis=1), (counts * values**2).sum(axis=1)
-    variance = (total * second - first**2) / total.astype(np.float64) ** 2
-    mean = tuple(float(x) for x in first / total / 255)
-    return mean, tuple(float(max(x, 1.0)) / 255 for x in np.sqrt(variance))
+    mean, std = [], []
+    for channel in counts:  # as Python's integers: those of 60,000 images do not fit into 64 bits
+        total, first, second = (int((channel * values**power).sum()) for power in range(3))
+        mean.append(first / (total * 255))
+        std.append(max(math.sqrt((total * second - first**2) / total**2), 1.0) / 255)
+    return tuple(mean), tuple(std)

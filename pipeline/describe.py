@@ -7,52 +7,59 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
-from pipeline.dataset import from_manifest
+from pipeline.dataset import from_manifest, read_index
+from pipeline.errors import UserError
 from pipeline.formats.tar import BLOCK_BYTES
 from pipeline.laws import Law, law_to_json, noisy_share
 from pipeline.manifest import Manifest, Shard
+from pipeline.storage import Folder, open_folder
 from pipeline.votes import expected_vote
 
 
-def bytes_on_disk(manifest: Manifest, folder: Path) -> int:
-    """Return the size of all files of the training split, the manifest's own hashes and indexes included."""
-    files = [manifest.train.index, *manifest.train.shards, *manifest.train.extras]
-    return sum((folder / file.name).stat().st_size for file in files)
+def bytes_stored(manifest: Manifest) -> int:
+    """Return the size of all files of the training split, indexes included, and of the images that noise shows."""
+    splits = [files for name, files in manifest.splits.items() if name != "test"]
+    return sum(file.num_bytes for files in splits for file in (files.index, *files.shards, *files.extras))
 
 
-def expanded_bytes(manifest: Manifest, folder: Path) -> int:
+def expanded_bytes(manifest: Manifest, folder: Folder) -> int:
     """Compute the size of tar shards that hold every example as a record of its own (image and .cls)."""
-    index = np.load(folder / manifest.train.index.name, mmap_mode="r")
-    blocks = -(-index["size"].astype(np.int64) // BLOCK_BYTES) + 3  # header, image; header, label
+    sizes = read_index(folder, manifest.train.index.name)["size"][: manifest.train.num_images].astype(np.int64)
+    blocks = -(-sizes // BLOCK_BYTES) + 3  # header, image; header, label
     ends = 2 * BLOCK_BYTES * len(manifest.train.shards) * (1 + manifest.formula.alpha)
     return int(blocks.sum()) * BLOCK_BYTES * (1 + manifest.formula.alpha) + ends
 
 
-def summary_table(manifest: Manifest, folder: Path) -> Table:
+def summary_table(manifest: Manifest, where: str | Path) -> Table:
     """Lay out what was built: n, N, noise, realised beside expected right labels, and sizes."""
+    folder = open_folder(where)
     dataset = from_manifest(manifest, folder)
     formula, source_labels = dataset.formula, dataset.train.source_labels
-    shared, expanded = bytes_on_disk(manifest, folder), expanded_bytes(manifest, folder)
+    stored = bytes_stored(manifest)
     right, expected = manifest.num_right / formula.num_examples, formula.right_share(source_labels)
     noisy = [] if formula.law.replaces else [("labels drawn at random r", f"{noisy_share(formula.alpha):.4f}")]
+    try:
+        vote = f"{expected_vote(formula, source_labels):.3f}"
+    except UserError:  # the images of noisy examples are others
+        vote = "not defined: noisy labels belong to other images"
+    files = f"{num_files(manifest.train.shards)}, {encodings_words(manifest)}"
     rows = [
-        (
-            "data set",
-            f"{manifest.name}: {formula.num_classes} classes, {manifest.test.num_images:,} test images",
-        ),
+        ("data set", f"{manifest.name}: {formula.num_classes} classes, {manifest.test.num_images:,} test images"),
         ("clean images n", f"{formula.num_images:,}"),
-        (
-            "labelled examples N = n(1+α)",
-            f"{formula.num_examples:,} (α = {formula.alpha}, {law_words(formula.law)})",
-        ),
+        ("labelled examples N = n(1+α)", f"{formula.num_examples:,} (α = {formula.alpha}, {law_words(formula.law)})"),
         *noisy,
         ("wrong labels η", f"{1 - right:.4f} (expected {1 - expected:.4f})"),
         ("right labels", f"{right:.4f} (expected {expected:.4f})"),
-        ("vote over an image's labels is right", f"{expected_vote(formula, source_labels):.3f}"),
-        ("training split on disk", f"{shared / 1e6:,.1f} MB in {num_files(manifest.train.shards)}"),
-        ("every example stored apart", f"{expanded / 1e6:,.1f} MB ({expanded / shared:.1f} ×)"),
-        ("folder", str(folder)),
+        ("vote over an image's labels is right", vote),
+        ("stored for training", f"{stored / 1e6:,.1f} MB in {files} ({manifest.format}, {manifest.layout})"),
     ]
+    if manifest.layout == "shared":
+        expanded = expanded_bytes(manifest, folder)
+        rows.append(("every example stored apart", f"{expanded / 1e6:,.1f} MB ({expanded / stored:.1f} ×)"))
+    if manifest.quarantine:
+        bad = manifest.quarantine[0]
+        rows.append(("left out", f"{len(manifest.quarantine):,} bad images: {bad['name']} ({bad['reason']}), …"))
+    rows.append(("folder", str(folder)))
     table = Table(show_header=False, box=None)
     for name, value in rows:
         table.add_row(name, value)
@@ -71,3 +78,8 @@ def law_words(law: Law) -> str:
 def num_files(shards: tuple[Shard, ...]) -> str:
     """Say how many shards there are."""
     return f"{len(shards)} shard{'' if len(shards) == 1 else 's'}"
+
+
+def encodings_words(manifest: Manifest) -> str:
+    """Say how many images there are of each encoding."""
+    return " + ".join(f"{number:,} {name}" for name, number in manifest.encodings.items())

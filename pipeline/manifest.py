@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,17 +15,30 @@ from numpy import ndarray as Array
 
 from pipeline.errors import UserError
 from pipeline.laws import Formula, law_from_json, law_to_json
-from pipeline.sources.types import Augmentation
+from pipeline.sources.types import Augmentation, Encoding
+from pipeline.storage import Folder, open_folder
 
 FILE_NAME: Final = "dataset.json"
 LAW_FILE: Final = "law.npy"
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 _SEAL: Final = ',\n "sha256": '  # the last field is the hash of all the text before it
 
-# One record per image, memory-mapped: where its bytes lie in its shard, their checksum, and where it came from.
+# One record per stored image, memory-mapped: where its bytes lie in its shard, their checksum, where it came from
+# (source label and index), and what it decodes to (0 where nobody looked, see `--check none`).
 INDEX_DTYPE: Final = np.dtype(
-    [("offset", "<u8"), ("size", "<u4"), ("crc32", "<u4"), ("label", "<u2"), ("source", "<u4")]
+    [
+        ("offset", "<u8"),
+        ("size", "<u4"),
+        ("crc32", "<u4"),
+        ("source", "<u4"),
+        ("label", "<u2"),
+        ("height", "<u2"),
+        ("width", "<u2"),
+        ("channels", "u1"),
+        ("encoding", "u1"),
+    ]
 )
+ENCODINGS: Final[tuple[Encoding, ...]] = ("raw", "jpg", "png", "webp")  # what the numbers in `encoding` stand for
 
 
 @dataclass(frozen=True)
@@ -38,7 +52,7 @@ class File:
 
 @dataclass(frozen=True)
 class Shard(File):
-    """A file of images `first` to `first + count - 1`."""
+    """A file of rows `first` to `first + count - 1` of the split's index."""
 
     first: int
     count: int
@@ -46,12 +60,25 @@ class Shard(File):
 
 @dataclass(frozen=True)
 class SplitFiles:
-    """The files of one split: its shards in the order of their images, and the index over all of them."""
+    """The files of one split: its shards in the order of their images, and the index over all of them.
+
+    Args:
+        num_images: Images in it.
+        index: One record per stored image; row i is image i. In layout "expanded" all images follow again and again,
+            once for each noisy label.
+        shards: In the order of the index's rows.
+        extras: Index files of stock readers, which lie beside the shards.
+    """
 
     num_images: int
     index: File
     shards: tuple[Shard, ...]
-    extras: tuple[File, ...] = ()  # index files of stock readers
+    extras: tuple[File, ...] = ()
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the index: stored images."""
+        return sum(shard.count for shard in self.shards)
 
 
 @dataclass(frozen=True)
@@ -70,13 +97,16 @@ class Manifest:
         augmentation: How to augment it in training.
         num_right: Realised number of labels, copy 0 included, that equal the source label.
         counts: The file of the realised K×K counts.
-        layout: "shared": an image's bytes are stored once.
-        encoding: The image files' type, as their file name extension.
-        info: timm's description of the shards.
-        source_sha256: Hash of the source, which tells others of the same name apart (see `plan_build`).
-        shard_images: Images a shard.
+        info: timm's description of the shards; None for a format that timm does not read.
+        build: What the bytes were made from, as `Plan.describe` has it: two builds that agree in it are equal.
+        encodings: Stored images of each encoding, over both splits.
+        foreign: Images that noisy examples show in place of the clean ones, where the law has such.
+        format: "webdataset" or "ffcv".
+        layout: "shared" stores an image's bytes once, "expanded" once an example.
+        rows: "images" or "examples": what a stock reader of the format sees one row of.
         law_array: The file of the array among the law's parameters; None if it has none.
-        quarantine: Source images that were left out, with the reason.
+        encoder: Name and version of the library that encoded images anew; None if none was.
+        quarantine: Source images that were left out: split, index in the source, name and reason.
     """
 
     name: str
@@ -90,19 +120,27 @@ class Manifest:
     augmentation: Augmentation
     num_right: int
     counts: File
-    info: File
-    source_sha256: str
-    shard_images: int
-    law_array: File | None = None
+    info: File | None
+    build: dict[str, Any]
+    encodings: dict[str, int]
+    foreign: SplitFiles | None = None
+    format: str = "webdataset"
     layout: str = "shared"
-    encoding: str = "png"
+    rows: str = "images"
+    law_array: File | None = None
+    encoder: str | None = None
     quarantine: tuple[dict[str, Any], ...] = field(default=())
 
     def files(self) -> list[File]:
         """List every file that the manifest vouches for."""
-        splits = (self.train, self.test)
-        law = [self.law_array] if self.law_array else []
-        return [self.counts, self.info, *law, *(f for s in splits for f in (s.index, *s.shards, *s.extras))]
+        alone = [file for file in (self.counts, self.info, self.law_array) if file]
+        return [*alone, *(f for files in self.splits.values() for f in (files.index, *files.shards, *files.extras))]
+
+    @property
+    def splits(self) -> dict[str, SplitFiles]:
+        """The splits by the name that their files begin with."""
+        foreign = {} if self.foreign is None else {"foreign": self.foreign}
+        return {"train": self.train, "test": self.test, **foreign}
 
 
 def to_json(manifest: Manifest) -> str:
@@ -136,10 +174,10 @@ def from_json(text: str, *, where: str, law_array: Array | None = None) -> Manif
         version = fields.pop("format_version")
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise UserError(f"{where} is no data set manifest ({error!r}); build the data set again with --force") from None
-    if not isinstance(version, int) or not 1 <= version <= FORMAT_VERSION:
+    if version != FORMAT_VERSION:
         raise UserError(
-            f"{where} has format version {version}; this Dilute reads up to {FORMAT_VERSION}: "
-            "use the version of Dilute that wrote it, or a newer one"
+            f"{where} has format version {version}; this Dilute reads {FORMAT_VERSION}: "
+            "use the version of Dilute that wrote it, or build the data set again with --force"
         )
     body, _, seal = text.rpartition(_SEAL)
     if seal != f'"{hashlib.sha256(body.encode()).hexdigest()}"\n}}\n':
@@ -150,17 +188,17 @@ def from_json(text: str, *, where: str, law_array: Array | None = None) -> Manif
     try:
         law = law_from_json(fields["formula"].pop("law"), law_array)
         fields["formula"] = Formula(law=law, **fields["formula"])
-        for split in ("train", "test"):
-            files = fields[split]
-            fields[split] = SplitFiles(
-                files["num_images"],
-                File(**files["index"]),
-                tuple(Shard(**shard) for shard in files["shards"]),
-                tuple(File(**extra) for extra in files["extras"]),
-            )
-        fields["counts"], fields["info"] = File(**fields["counts"]), File(**fields["info"])
-        if law_array_file := fields.get("law_array"):  # not in the manifests of the first builders
-            fields["law_array"] = File(**law_array_file)
+        for split in ("train", "test", "foreign"):
+            if (files := fields[split]) is not None:
+                fields[split] = SplitFiles(
+                    files["num_images"],
+                    File(**files["index"]),
+                    tuple(Shard(**shard) for shard in files["shards"]),
+                    tuple(File(**extra) for extra in files["extras"]),
+                )
+        for name in ("counts", "info", "law_array"):
+            if (file := fields[name]) is not None:
+                fields[name] = File(**file)
         fields["augmentation"] = Augmentation(**fields["augmentation"])
         for name in ("classes", "mean", "std", "quarantine"):
             fields[name] = tuple(fields[name])
@@ -170,15 +208,16 @@ def from_json(text: str, *, where: str, law_array: Array | None = None) -> Manif
         raise UserError(f"{where} is damaged ({error!r}); build the data set again with --force") from None
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(where: Folder | str | Path) -> Manifest:
     """Read the manifest of a folder of shards.
 
     Raises:
         UserError: If there is none (the data set is unfinished, or the folder is no data set).
     """
-    path = folder / FILE_NAME
+    folder = where if isinstance(where, Folder) else open_folder(where)
+    path = f"{folder}/{FILE_NAME}"
     try:
-        text = path.read_bytes().decode()  # read_text would mend a line feed that became a carriage return
+        text = folder.read(FILE_NAME).decode()  # as text, a line feed that became a carriage return would be mended
     except FileNotFoundError:
         raise UserError(
             f"{folder} holds no finished data set ({FILE_NAME} is missing); "
@@ -186,22 +225,21 @@ def read_manifest(folder: Path) -> Manifest:
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read ({error}); build the data set again with --force") from None
-    return from_json(text, where=str(path), law_array=_read_law_array(folder / LAW_FILE))
+    try:
+        with_array = json.loads(text)["law_array"] is not None
+    except (ValueError, KeyError, TypeError):
+        with_array = False  # `from_json` says what is wrong
+    return from_json(text, where=path, law_array=_read_law_array(folder) if with_array else None)
 
 
-def _read_law_array(path: Path) -> Array | None:
+def _read_law_array(folder: Folder) -> Array | None:
     """Read what may be there; whether it is the right array, its hash in the manifest tells."""
     try:
-        array = np.load(path, allow_pickle=False)
+        array = np.load(BytesIO(folder.read(LAW_FILE)), allow_pickle=False)
     except FileNotFoundError:
         return None
     except Exception as error:  # NumPy raises ValueError, EOFError, MemoryError, TokenError … on a bad header
-        raise UserError(f"{path} cannot be read ({error}); build the data set again with --force") from None
+        raise UserError(
+            f"{folder}/{LAW_FILE} cannot be read ({error}); build the data set again with --force"
+        ) from None
     return array if isinstance(array, Array) else None
-
-
-def hash_file(path: Path, name: str | None = None) -> File:
-    """Hash a file in pieces."""
-    with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256")
-    return File(name or path.name, path.stat().st_size, digest.hexdigest())

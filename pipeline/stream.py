@@ -15,7 +15,7 @@ from jaxtyping import Int64
 from numpy import ndarray as Array
 
 from kernels.permutation import Permutation, permutation
-from kernels.philox import ORDER
+from kernels.philox import COPY_ORDER, ORDER, blocks
 from pipeline.errors import UserError
 
 
@@ -65,6 +65,33 @@ class Stream:
 @lru_cache(maxsize=4)
 def _order(size: int, seed: int, epoch: int) -> Permutation:
     return permutation(size, seed=seed, domain=ORDER, a=epoch)
+
+
+def copies_in_pass(
+    number: int | Int64[Array, " n"], image_ids: Int64[Array, " n"], *, num_copies: int, seed: int = 0
+) -> Int64[Array, " n"]:
+    """Say which copy of each image a pass over the images shows.
+
+    Over `num_copies` passes every image shows each of its copies once, beginning at a random one, so that every pass
+    has its share of source labels.
+
+    Args:
+        number: Of the pass, from 0; one for all images, or one for each.
+        image_ids: The images.
+        num_copies: 1 + α.
+        seed: 64 bits; 0 for what lies on disk.
+    """
+    first = blocks(seed, COPY_ORDER, image_ids.astype(np.uint64))[:, 0].astype(np.uint64) * np.uint64(num_copies)
+    copies: Int64[Array, " n"] = ((first >> np.uint64(32)).astype(np.int64) + number) % num_copies
+    return copies
+
+
+def expanded_rows(
+    first: int, count: int, *, num_images: int, num_copies: int
+) -> tuple[Int64[Array, " n"], Int64[Array, " n"]]:
+    """Return image id and copy of some rows of layout `expanded`, which holds pass after pass over all images."""
+    passes, image_ids = np.divmod(np.arange(first, first + count), num_images)
+    return image_ids, copies_in_pass(passes, image_ids, num_copies=num_copies)
 
 
 def check_batch(batch: int, *, num_examples: int, world_size: int = 1) -> None:

@@ -6,7 +6,18 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pipeline.console import Argument, Exit, Option, console, run
-from pipeline.law_flags import DeltaFlag, LabelsFlag, LawFlag, MatrixFlag, OrderFlag, RateFlag, law_from_flags
+from pipeline.law_flags import (
+    DeltaFlag,
+    ForeignFlag,
+    ForeignSourceFlag,
+    LabelsFlag,
+    LawFlag,
+    MatrixFlag,
+    OrderFlag,
+    RateFlag,
+    foreign_from_flags,
+    law_from_flags,
+)
 from train.process import settle
 
 # Heavy imports stand in the function: `train --help` answers without loading torch.
@@ -27,7 +38,12 @@ def train(
     order_of_classes: OrderFlag = None,
     matrix: MatrixFlag = None,
     labels: LabelsFlag = None,
-    shards: Annotated[Path | None, Option(help="Folder of shards [default: the only shards/DATASET-alpha*]")] = None,
+    foreign: ForeignFlag = None,
+    foreign_source: ForeignSourceFlag = None,
+    shards: Annotated[
+        str | None,
+        Option(help="Folder of shards, or s3://bucket/folder [default: the only shards/DATASET-alpha*]", metavar="DIR"),
+    ] = None,
     source: Annotated[
         Path | None, Option(help="Your own files of DATASET, when no shards are used [default: where Debian puts them]")
     ] = None,
@@ -80,6 +96,14 @@ def train(
         int | None,
         Option(help="Examples between checkpoints, besides one every 5 minutes [default: 10,000,000]"),
     ] = None,
+    save_confusion: Annotated[
+        Path | None,
+        Option(
+            help="After training, write how often the net takes each class for each class: K×K counts (.npy or .csv; "
+            "rows = true class) over the held-out training images of --val-frac with their source labels. Noise that "
+            "this orders (--law structured --matrix FILE) then knows nothing of the test images. [default: none]"
+        ),
+    ] = None,
     out: Annotated[Path | None, Option(help="Run folder [default: runs/DATASET-METHOD-alphaA-seedS]")] = None,
     resume: Annotated[
         bool,
@@ -94,6 +118,7 @@ def train(
 
     if examples is not None and epochs is not None:
         raise UserError(f"--examples {examples} and --epochs {epochs} both give the length of the run; leave one out")
+    foreign_set = foreign_from_flags(foreign, foreign_source)
     made = law_from_flags(
         law,
         rate=rate,
@@ -101,15 +126,25 @@ def train(
         order_of_classes=order_of_classes,
         matrix=matrix,
         labels=labels,
+        foreign=foreign_set,
         order_seed=noise_seed or 0,
     )
-    data = open_data(dataset, shards=shards, alpha=alpha, law=made, noise_seed=noise_seed, clean=clean, source=source)
+    data = open_data(
+        dataset,
+        shards=shards,
+        alpha=alpha,
+        law=made,
+        noise_seed=noise_seed,
+        clean=clean,
+        source=source,
+        foreign=foreign_set,
+    )
     given: dict[str, Any] = {
         "alpha": alpha,
         "law": law,
         "noise_seed": noise_seed,
         "clean": clean,
-        "shards": shards and str(shards),
+        "shards": shards,
         "source": source and str(source),
         "model": model,
         "loader": loader,
@@ -138,11 +173,13 @@ def train(
     title = f"{dataset}-{method}-alpha{data.formula.alpha}-seed{recipe.seed}"
     folder = out or Path("runs") / title
     try:
-        result = run_experiment(recipe, data, folder, resume=resume)
+        result = run_experiment(recipe, data, folder, resume=resume, save_confusion=save_confusion)
     except Stopped as stopped:
         console.print(f"saved in {folder}; go on with the same command and --resume", soft_wrap=True)
         raise Exit(128 + stopped.signal_number) from None
     show_result(result, title, folder)
+    if save_confusion is not None:
+        console.print(f"confusion matrix: {save_confusion}", soft_wrap=True)
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from typing import Any, Final
 from pipeline.dataset import DilutedSet, dilute, open_shards, view
 from pipeline.errors import UserError
 from pipeline.laws import Law, law_to_json
-from pipeline.sources import SOURCES, open_source
+from pipeline.sources import SOURCES, Source, open_source
 from train.recipes import check_choice
 
 SHARDS: Final = Path("shards")  # where tools/build_shards writes
@@ -20,12 +20,13 @@ IN_MEMORY_ALPHA: Final = {"mnist5k": 20}  # sets that need neither shards nor --
 def open_data(
     name: str,
     *,
-    shards: Path | None = None,
+    shards: str | Path | None = None,
     alpha: int | None = None,
     law: Law | None = None,
     noise_seed: int | None = None,
     clean: int | None = None,
     source: Path | None = None,
+    foreign: Source | None = None,
 ) -> DilutedSet:
     """Open the data of a run.
 
@@ -33,12 +34,13 @@ def open_data(
 
     Args:
         name: The clean set's name.
-        shards: Folder of shards; alpha, law, noise seed and clean are then a view of it.
+        shards: Folder of shards, or its address; alpha, law, noise seed and clean are then a view of it.
         alpha: Noisy labels a clean one.
         law: Where noisy labels come from; a law that flips labels goes with alpha 0.
         noise_seed: Draws the labels.
         clean: Use the first so many images.
         source: The user's own files, where there are no shards.
+        foreign: The set whose images law foreign shows, if they do not lie in the shards.
 
     Raises:
         UserError: If there is no such data, or it is not clear which.
@@ -51,13 +53,14 @@ def open_data(
         dataset = open_shards(shards)
         if dataset.name != name:
             raise UserError(f"{shards} holds {dataset.name}, not {name}; give its own shards, or train {dataset.name}")
-        return view(dataset, alpha=alpha, law=law, noise_seed=noise_seed, clean=clean)
+        return view(dataset, alpha=alpha, law=law, noise_seed=noise_seed, clean=clean, foreign=foreign)
     check_choice("data set", name, SOURCES)
     if alpha is None:
         alpha = 0 if law is not None and law.replaces else IN_MEMORY_ALPHA.get(name)
     if alpha is None:
         raise UserError(f"no --alpha for {name}; give the number of noisy labels per clean one, 0 or more")
-    return dilute(open_source(name, source), alpha=alpha, law=law, noise_seed=noise_seed or 0, clean=clean)
+    clean_set = open_source(name, source)
+    return dilute(clean_set, alpha=alpha, law=law, noise_seed=noise_seed or 0, clean=clean, foreign=foreign)
 
 
 def only_shards(name: str) -> Path | None:

@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float32, Int64
+from numpy import ndarray as Array
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -80,6 +81,23 @@ def evaluate(learner: Predictor, batches: Iterable[Batch], noise: Formula | None
     mean = total / images
     variance = max(0.0, squares / images - mean**2) * images / max(1.0, images - 1)
     return Scores(rights / images, mean, math.sqrt(variance / images))
+
+
+def confusion(learner: Predictor, batches: Iterable[Batch], num_classes: int) -> Int64[Array, "k k"]:
+    """Count how often each class is taken for each class: rows = source class, columns = predicted class.
+
+    Args:
+        learner: The net.
+        batches: Images with their source labels.
+        num_classes: K.
+    """
+    cells = torch.zeros(num_classes**2, dtype=torch.int64, device=learner.device)
+    with learner.evaluating() as logits_of:
+        for batch in batches:
+            pairs = batch.labels.to(learner.device) * num_classes + logits_of(batch.images).argmax(dim=1)
+            cells += torch.bincount(pairs, minlength=num_classes**2)
+    matrix: Int64[Array, "k k"] = cells.view(num_classes, num_classes).cpu().numpy()
+    return matrix
 
 
 def columns(evaluations: Sequence[dict[str, float]]) -> dict[str, float | None]:

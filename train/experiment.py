@@ -12,12 +12,13 @@ from rich.table import Table
 from pipeline.console import console
 from pipeline.dataset import DilutedSet
 from pipeline.errors import UserError
+from pipeline.laws.files import check_matrix_path, write_matrix
 from pipeline.loaders import open_batches, open_evaluation
 from pipeline.votes import expected_vote
-from train.checkpoint import save_state
+from train.checkpoint import load_state, save_state
 from train.clock import Clock
 from train.data import facts
-from train.evaluate import best_by_noisy_validation, columns
+from train.evaluate import best_by_noisy_validation, columns, confusion
 from train.learner import Learner, resolve_precision
 from train.loop import Run, fit, load, stop_signals
 from train.methods import METHODS
@@ -49,7 +50,9 @@ def train_images(num_images: int, val_frac: float) -> int:
     return num_images - round(val_frac * num_images)
 
 
-def run_experiment(recipe: Recipe, dataset: DilutedSet, folder: Path, *, resume: bool = False) -> dict[str, Any]:
+def run_experiment(
+    recipe: Recipe, dataset: DilutedSet, folder: Path, *, resume: bool = False, save_confusion: Path | None = None
+) -> dict[str, Any]:
     """Train, or go on training, and return what came out.
 
     Args:
@@ -57,12 +60,15 @@ def run_experiment(recipe: Recipe, dataset: DilutedSet, folder: Path, *, resume:
         dataset: What to train on.
         folder: Where to write the run.
         resume: Go on with the run that lies there; a finished one is only read.
+        save_confusion: A .npy or .csv file for the confusion matrix of the last weights on the held-out images with
+            their source labels. Test images have no part in it: noise that is ordered by it shapes training sets.
 
     Returns:
         The content of result.json.
 
     Raises:
-        UserError: If the recipe does not fit the data or the folder, or a loss is not finite.
+        UserError: If the recipe does not fit the data or the folder, a loss is not finite, or `save_confusion` names a
+            file that this run did not write.
         Stopped: If Ctrl-C or SIGTERM stopped it; `resume` goes on.
     """
     settle()
@@ -76,6 +82,9 @@ def run_experiment(recipe: Recipe, dataset: DilutedSet, folder: Path, *, resume:
     if METHODS[recipe.method].uses_clean_labels and law != "uniform":
         raise UserError(f"{recipe.method} is defined for law uniform, this data set's is {law}; give another --method")
     method = METHODS[recipe.method](num_classes=dataset.num_classes, alpha=dataset.formula.alpha)
+    if save_confusion is not None:
+        finished = resume and (folder / "result.json").exists()
+        check_confusion_file(save_confusion, dataset.formula.num_images - held_in, finished=finished)
     batches = open_batches(
         dataset,
         batch=recipe.batch,
@@ -90,6 +99,9 @@ def run_experiment(recipe: Recipe, dataset: DilutedSet, folder: Path, *, resume:
     if run_folder.finished:
         batches.close()
         result: dict[str, Any] = run_folder.read("result.json")
+        if save_confusion is not None:
+            learner.evaluated.load_state_dict(load_state(folder / "last.pt", device))
+            write_confusion(save_confusion, recipe, dataset, learner)
         return result
     held_out = range(held_in, dataset.formula.num_images)
     run = Run(
@@ -100,7 +112,14 @@ def run_experiment(recipe: Recipe, dataset: DilutedSet, folder: Path, *, resume:
         method,
         batches,
         test=open_evaluation(dataset, loader=recipe.loader, device=device),
-        noisy_val=open_evaluation(dataset, "train", images=held_out, loader=recipe.loader, device=device)
+        noisy_val=open_evaluation(
+            dataset,
+            "train",
+            stream="examples" if dataset.formula.law.adds_images else "images",
+            images=held_out,
+            loader=recipe.loader,
+            device=device,
+        )
         if held_out
         else None,
         clock=Clock(recipe.batch, recipe.examples, batches.num_examples),
@@ -119,7 +138,39 @@ def run_experiment(recipe: Recipe, dataset: DilutedSet, folder: Path, *, resume:
     save_state(folder / "last.pt", learner.evaluated.state_dict())
     result = outcome(run)
     run_folder.write("result.json", result)
+    if save_confusion is not None:  # after the result: a file that exists belongs to a finished run, or to others
+        write_confusion(save_confusion, recipe, dataset, learner)
     return result
+
+
+def check_confusion_file(path: Path, num_held_out: int, *, finished: bool) -> None:
+    """Refuse what would only fail after the training.
+
+    Args:
+        path: The file to write.
+        num_held_out: Images that the matrix is measured on.
+        finished: Whether the run is over, so that the file may be its own.
+
+    Raises:
+        UserError: If the file is of another type or exists, or no images are held out.
+    """
+    check_matrix_path(path)
+    if not num_held_out:
+        raise UserError(f"--save-confusion {path} is measured on held-out images, and there are none: raise --val-frac")
+    if path.exists() and not finished:
+        raise UserError(f"--save-confusion {path}: the file exists already; give the name of one that does not")
+
+
+def write_confusion(path: Path, recipe: Recipe, dataset: DilutedSet, learner: Learner) -> None:
+    """Measure the confusion matrix of a net on the held-out images, and write it.
+
+    Source: Rolnick et al. 2017 order the false labels of structured noise by a confusion matrix.
+    Deviates: the paper does not say which images it was measured on.
+    """
+    num_images = dataset.formula.num_images
+    held_out = range(train_images(num_images, recipe.val_frac), num_images)
+    images = open_evaluation(dataset, "train", images=held_out, loader=recipe.loader, device=learner.device)
+    write_matrix(path, confusion(learner, images, dataset.num_classes))
 
 
 def build_learner(recipe: Recipe, dataset: DilutedSet, device: torch.device) -> Learner:
@@ -149,13 +200,14 @@ def outcome(run: Run) -> dict[str, Any]:
     """Return what goes into result.json."""
     chosen = best_by_noisy_validation(run.evaluations)
     best = {} if chosen is None else run.evaluations[chosen]
+    formula = run.dataset.formula
     return {
         "top1_accuracy": columns(run.evaluations),
         "noisy_val_loss": best.get("eval/noisy_val_loss"),
         "noisy_val_loss_se": best.get("eval/noisy_val_loss_se"),
         "num_noisy_val_images": len(run.noisy_val) if run.noisy_val is not None else 0,
         "num_test_images": len(run.test),
-        "vote_baseline": expected_vote(run.dataset.formula, run.dataset.train.source_labels),
+        "vote_baseline": None if formula.law.adds_images else expected_vote(formula, run.dataset.train.source_labels),
         "uses_clean_labels": run.method.uses_clean_labels,
         "examples": run.clock.examples,
         "epochs": run.clock.epoch,
@@ -174,7 +226,10 @@ def result_table(result: dict[str, Any], title: str) -> Table:
         ("test accuracy, mean of the last 10", percent(accuracy["last10"])),
         ("test accuracy, best by noisy validation", percent(accuracy["best_noisy_val"])),
         ("test accuracy, best on test (oracle)", percent(accuracy["best_test"])),
-        ("vote over an image's labels", percent(result["vote_baseline"])),
+        (
+            "vote over an image's labels",
+            "not defined: it has one" if result["vote_baseline"] is None else percent(result["vote_baseline"]),
+        ),
     ]
     if result["noisy_val_loss"] is not None:
         loss = f"{result['noisy_val_loss']:.5f} ± {result['noisy_val_loss_se']:.5f}"

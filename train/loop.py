@@ -38,10 +38,12 @@ class Run:
         method: What one step does.
         batches: Endless training batches.
         test: The test images.
-        noisy_val: The held-out training images; None if there are none.
+        noisy_val: The held-out training images, or all examples of theirs that show other images; None if there are
+            none.
         clock: The time.
         evaluations: One row each, in order.
-        replaced: Ids of images that could not be read and in whose place others were trained on.
+        replaced: Ids of images (n + those of foreign ones) that could not be read and in whose place others were
+            trained on.
     """
 
     recipe: Recipe
@@ -89,7 +91,8 @@ def fit(run: Run, log: Log, display: Display, stop: Callable[[], bool]) -> None:
 def note_replaced(run: Run, batch: Batch) -> None:
     """Keep the ids of the images that others stand in for; the batch's own rows name the stand-ins."""
     ids = run.batches.rows_at(run.clock.examples)[batch.replaced.numpy()]
-    run.replaced.update((ids % run.dataset.formula.num_images).tolist())
+    copies, image_ids = divmod(ids, run.dataset.formula.num_images)
+    run.replaced.update(run.dataset.formula.shown(image_ids, copies).tolist())
 
 
 def read_metrics(run: Run, log: Log) -> None:
@@ -119,7 +122,8 @@ def evaluate_now(run: Run, log: Log) -> None:
     scores = evaluate(run.learner, run.test)
     row = {"eval/top1_accuracy": scores.top1_accuracy, "eval/loss": scores.loss}
     if run.noisy_val is not None:
-        noisy = evaluate(run.learner, run.noisy_val, run.dataset.formula)
+        formula = run.dataset.formula
+        noisy = evaluate(run.learner, run.noisy_val, None if formula.law.adds_images else formula)
         row |= {"eval/noisy_val_loss": noisy.loss, "eval/noisy_val_loss_se": noisy.loss_se}
     log.write(run.clock, row)
     run.shown |= row

@@ -16,6 +16,7 @@ from pipeline.errors import DamagedImageError
 FileEncoding = Literal["jpg", "png", "webp"]
 
 MAX_PIXELS: Final = 89_478_485  # Pillow's limit: a quarter of a GiB of RGB; ImageNet's largest image has 61 million
+MAX_SIDE: Final = 65_535  # what two bytes hold, in a JPEG as in our index
 
 _PNG_MAGIC: Final = b"\x89PNG\r\n\x1a\n"
 _PNG_END: Final = b"IEND\xaeB`\x82"
@@ -68,6 +69,8 @@ def read_shape(data: bytes, encoding: FileEncoding) -> Shape:
         shape = _READERS[encoding](data)
     except (IndexError, struct.error):
         raise DamagedImageError("truncated: it ends within its header") from None
+    if max(shape.height, shape.width) > MAX_SIDE:
+        raise DamagedImageError(f"{shape.width:,} × {shape.height:,} pixels; a side has at most {MAX_SIDE:,}")
     if not 0 < shape.height * shape.width <= MAX_PIXELS:
         raise DamagedImageError(
             f"{shape.width:,} × {shape.height:,} pixels; allowed are 1 to {MAX_PIXELS:,} (a decompression bomb?)"
@@ -75,7 +78,25 @@ def read_shape(data: bytes, encoding: FileEncoding) -> Shape:
     return shape
 
 
+def jpeg_components(data: bytes) -> int:
+    """Return the number of colour components of a JPEG that `read_shape` has accepted: four are CMYK or YCCK."""
+    return data[_jpeg_frame(data) + 8]
+
+
 def _jpeg_shape(data: bytes) -> Shape:
+    at = _jpeg_frame(data)
+    bits, height, width, components = struct.unpack_from(">BHHB", data, at + 3)
+    if bits != 8:
+        raise DamagedImageError(f"a JPEG of {bits} bits a channel; only 8 are read: convert it")
+    if components not in _JPEG_CHANNELS:
+        raise DamagedImageError(f"a JPEG of {components} components; allowed are 1 (grey), 3 and 4 (CMYK)")
+    if data.rfind(_JPEG_END) < at:
+        raise DamagedImageError("truncated: a JPEG without its end-of-image marker")
+    return Shape(height, width, _JPEG_CHANNELS[components])
+
+
+def _jpeg_frame(data: bytes) -> int:
+    """Find the frame header: where its marker's second byte stands."""
     at = 2
     while True:
         at = data.find(b"\xff", at)  # Pillow and libjpeg pass over what may lie before it
@@ -85,18 +106,10 @@ def _jpeg_shape(data: bytes) -> Shape:
             at += 1
         marker = data[at]
         if marker in _JPEG_FRAMES:
-            break
+            return at
         if marker in (0xD9, 0xDA):
             raise DamagedImageError("damaged: no frame header before its image data")
         at += 1 if marker in _JPEG_BARE else 1 + struct.unpack_from(">H", data, at + 1)[0]
-    bits, height, width, components = struct.unpack_from(">BHHB", data, at + 3)
-    if bits != 8:
-        raise DamagedImageError(f"a JPEG of {bits} bits a channel; only 8 are read: convert it")
-    if components not in _JPEG_CHANNELS:
-        raise DamagedImageError(f"a JPEG of {components} components; allowed are 1 (grey), 3 and 4 (CMYK)")
-    if data.rfind(_JPEG_END) < at:
-        raise DamagedImageError("truncated: a JPEG without its end-of-image marker")
-    return Shape(height, width, _JPEG_CHANNELS[components])
 
 
 def _png_shape(data: bytes) -> Shape:

@@ -150,8 +150,14 @@ def open_batches(
         world_size: Number of processes that share each batch.
 
     Raises:
-        UserError: If the loader is unknown or does not fit the data, or the batch does not fit.
+        UserError: If the loader is unknown or does not fit the data, the batch does not fit, or images are to carry
+            labels that are not theirs.
     """
+    if stream == "images" and dataset.formula.law.adds_images:
+        raise UserError(
+            f"law {dataset.formula.law.name} shows other images as noise: no image has several labels to train on "
+            "at once; give --method plain"
+        )
     images = range(dataset.formula.num_images) if images is None else images
     order = Stream(images, 1 + dataset.formula.alpha if stream == "examples" else 1, seed)
     check_batch(batch, num_examples=len(order), world_size=world_size)
@@ -169,35 +175,51 @@ def open_batches(
 
 
 class Evaluation:
-    """Every image of a split once, in image order and without augmentation; made by `open_evaluation`.
+    """Every image or example of a split once, in order and without augmentation; made by `open_evaluation`.
 
     Iterate over it as often as needed. Rank r of W sees its own contiguous part: nothing is padded or doubled.
     """
 
-    def __init__(self, dataset: DilutedSet, train: bool, loader: Loader, *, image_ids: range, batch: int) -> None:
-        self.labels = (dataset.train if train else dataset.test).source_labels
+    def __init__(
+        self,
+        dataset: DilutedSet,
+        train: bool,
+        loader: Loader,
+        *,
+        own_labels: bool,
+        images: range,
+        positions: range,
+        batch: int,
+    ) -> None:
+        self.source_labels = (dataset.train if train else dataset.test).source_labels
+        self.formula = dataset.formula
         self.loader = loader
-        self.image_ids = image_ids
+        self.own_labels = own_labels  # those of the examples, not the source labels of images
+        self.images = images
+        self.positions = positions
         self.batch = batch
 
     def __len__(self) -> int:
-        """Return the number of images that this rank sees."""
-        return len(self.image_ids)
+        """Return the number of images (examples) that this rank sees."""
+        return len(self.positions)
 
     def __iter__(self) -> Iterator[Batch]:
-        for first in range(self.image_ids.start, self.image_ids.stop, self.batch):
-            ids = np.arange(first, min(first + self.batch, self.image_ids.stop), dtype=np.int64)
-            zeros = np.zeros_like(ids)
-            bad = self.loader.bad(Places(zeros, ids, zeros))
-            good = ids[
-                ~bad
-            ]  # an image that cannot be read is left out and stands in `replaced`: no other is counted twice
-            zeros = zeros[: len(good)]
+        for first in range(self.positions.start, self.positions.stop, self.batch):
+            positions = np.arange(first, min(first + self.batch, self.positions.stop), dtype=np.int64)
+            copies, ranks = np.divmod(positions, len(self.images))
+            places = Places(np.zeros_like(copies), ranks + self.images.start, copies)
+            rows = copies * self.formula.num_images + places.image_ids
+            bad = self.loader.bad(places)
+            # What cannot be read is left out and stands in `replaced`: no other is counted twice.
+            good = Places(*(each[~bad] for each in places))
+            labels = self.source_labels[good.image_ids]
+            if self.own_labels:
+                labels = self.formula.labels(good.image_ids, good.copies, labels)
             yield Batch(
-                self.loader.images(Places(zeros, good, zeros), good),
-                torch.from_numpy(self.labels[good].astype(np.int64)),
-                torch.from_numpy(good),
-                torch.from_numpy(ids[bad]),
+                self.loader.images(good, rows[~bad]),
+                torch.from_numpy(labels.astype(np.int64)),
+                torch.from_numpy(rows[~bad]),
+                torch.from_numpy(rows[bad]),
             )
 
 
@@ -206,18 +228,21 @@ def open_evaluation(
     split: Literal["train", "test"] = "test",
     *,
     batch: int = 1000,
+    stream: Literal["examples", "images"] = "images",
     images: range | None = None,
     loader: str = "auto",
     device: str | torch.device = "cpu",
     rank: int = 0,
     world_size: int = 1,
 ) -> Evaluation:
-    """Open a split for evaluation; labels are the source labels, rows the image ids.
+    """Open a split for evaluation.
 
     Args:
         dataset: What to read.
         split: "test", or "train" for the held-out part of the training images.
         batch: Images a batch.
+        stream: "images" shows every image with its source label, rows are image ids; "examples", of split "train",
+            shows every copy with its own label, rows are example ids.
         images: Image ids to see; all by default.
         loader: One of `LOADERS`, or "auto".
         device: Where batches are made.
@@ -230,9 +255,12 @@ def open_evaluation(
     train = split == "train"
     part = dataset.train if train else dataset.test
     images = range(part.num_images) if images is None else images
-    share = images[len(images) * rank // world_size : len(images) * (rank + 1) // world_size]
+    positions = range(len(images) * (1 if stream == "images" else 1 + dataset.formula.alpha))
+    share = positions[len(positions) * rank // world_size : len(positions) * (rank + 1) // world_size]
     made = _open(loader, dataset, train=train, seed=0, augmentation=Augmentation("none"), device=device)
-    return Evaluation(dataset, train, made, image_ids=share, batch=batch)
+    return Evaluation(
+        dataset, train, made, own_labels=stream == "examples", images=images, positions=share, batch=batch
+    )
 
 
 def _open(

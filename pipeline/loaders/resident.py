@@ -10,14 +10,16 @@ from torch import Tensor
 
 from kernels.crops import flips, shifts
 from kernels.images import gather_shift, normalised_values
+from kernels.white import white_images
 from pipeline.dataset import DamagedImageError, DilutedSet, ImageSplit, MemorySplit, decode
 from pipeline.errors import UserError
+from pipeline.laws import Foreign, White
 from pipeline.sources.types import ArraySplit, Augmentation
 from pipeline.stream import Places
 
 
 class Resident:
-    """Images of one split on one device.
+    """Images of one split on one device, and the foreign ones that its examples show.
 
     Args:
         dataset: Where shape and statistics come from; all its images must have one shape.
@@ -45,16 +47,20 @@ class Resident:
                 "only: its shards are for other readers, choose another data set to train on"
             )
         self.seed, self.augmentation, self.device = seed, augmentation, device
-        self.mean, self.std = dataset.mean, dataset.std
-        pixels, self.damaged = read_pixels(split, dataset.image_shape)
-        self.pixels = pixels
+        self.mean, self.std, self.formula = dataset.mean, dataset.std, dataset.formula
+        pixels, damaged = read_pixels(split, dataset.image_shape)
+        if split is dataset.train and isinstance(self.formula.law, Foreign) and dataset.foreign is not None:
+            foreign, damaged_foreign = read_pixels(dataset.foreign, dataset.image_shape)
+            pixels, damaged = np.concatenate([pixels, foreign]), np.concatenate([damaged, damaged_foreign])
+        self.pixels, self.damaged = pixels, damaged
         if device.type != "cpu":
             self.on_device = torch.from_numpy(pixels).to(device)
             self.table = torch.tensor(normalised_values(self.mean, self.std), device=device)
 
     def bad(self, places: Places) -> Bool[Array, " b"]:
         """Say which images could not be read."""
-        bad: Bool[Array, " b"] = self.damaged[places.image_ids]
+        shown = self.formula.shown(places.image_ids, places.copies)
+        bad: Bool[Array, " b"] = self.damaged[shown] & (shown >= 0)
         return bad
 
     def images(self, places: Places, example_ids: Int64[Array, " b"]) -> Float32[Tensor, "b c h w"]:
@@ -65,18 +71,32 @@ class Resident:
         else:
             shift = np.zeros((batch, 2), dtype=np.int8)
         flip = flips(self.seed, places.epochs, example_ids) if augmentation.flip else np.zeros(batch, dtype=np.bool_)
+        shown = self.formula.shown(places.image_ids, places.copies)
+        pixels = self.pixels
+        if isinstance(self.formula.law, White):
+            pixels, shown = self._with_noise(shown, example_ids), np.arange(batch)
         if self.device.type != "cpu":
             return gather_shift_torch(
-                self.on_device,
-                torch.from_numpy(places.image_ids).to(self.device, non_blocking=True),
+                self.on_device if pixels is self.pixels else torch.from_numpy(pixels).to(self.device),
+                torch.from_numpy(shown).to(self.device, non_blocking=True),
                 torch.from_numpy(shift).to(self.device, non_blocking=True),
                 torch.from_numpy(flip).to(self.device, non_blocking=True),
                 self.table,
             )
-        _, height, width, channels = self.pixels.shape
+        _, height, width, channels = pixels.shape
         out = np.empty((batch, channels, height, width), dtype=np.float32)
-        gather_shift(self.pixels, places.image_ids, shift, flip, self.mean, self.std, out)
+        gather_shift(pixels, shown, shift, flip, self.mean, self.std, out)
         return torch.from_numpy(out)
+
+    def _with_noise(self, shown: Int64[Array, " b"], example_ids: Int64[Array, " b"]) -> UInt8[Array, "b h w c"]:
+        """Put clean images and white noise into a batch of pixels; on the CPU, for any device."""
+        noisy = shown < 0
+        pixels = np.empty((len(shown), *self.pixels.shape[1:]), dtype=np.uint8)
+        pixels[~noisy] = self.pixels[shown[~noisy]]
+        pixels[noisy] = white_images(
+            self.formula.noise_seed, example_ids[noisy], pixels.shape[1:], mean=self.mean, std=self.std
+        )
+        return pixels
 
     def close(self) -> None:
         """Nothing runs in the background."""
@@ -94,7 +114,7 @@ def read_pixels(split: ImageSplit, shape: tuple[int, int, int]) -> tuple[UInt8[A
     damaged = np.zeros(split.num_images, dtype=np.bool_)
     for image_id in range(split.num_images):
         try:
-            image = decode(split.item(image_id))
+            image = decode(split.item(image_id))[:, :, : shape[2]]  # a beton holds grey as three equal channels
             if image.shape != shape:
                 raise DamagedImageError(f"image {image_id} is {image.shape}, not {shape}")
             pixels[image_id] = image

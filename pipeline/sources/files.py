@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -45,6 +45,11 @@ class Names:
 
     def __getitem__(self, index: int) -> str:
         return os.fsdecode(bytes(self._block[self._ends[index] : self._ends[index + 1]]))
+
+    def fingerprint(self, update: Callable[[bytes], object]) -> None:
+        """Hash all names."""
+        update(bytes(self._block))
+        update(_little(self._ends))
 
 
 class FileSplit:
@@ -86,6 +91,20 @@ class FileSplit:
         except OSError as error:
             raise DamagedImageError(f"cannot be read: {error.strerror}") from error
         return Item(data, encoding_of(data))
+
+    def fingerprint(self, update: Callable[[bytes], object]) -> None:
+        """Hash names and sizes; contents are too many bytes to read twice.
+
+        Raises:
+            UserError: If a file is gone.
+        """
+        update("\0".join(self.folders).encode(errors="surrogateescape"))
+        self._names.fingerprint(update)
+        try:
+            sizes = (os.stat(os.path.join(self.root, self.name_of(index))).st_size for index in range(len(self)))
+            update(_little(array("q", sizes)))
+        except OSError as error:
+            raise UserError(f"{error.filename}: cannot be read: {error.strerror}; put it back, or build anew") from None
 
 
 class TarSplit:
@@ -134,6 +153,13 @@ class TarSplit:
         if len(data) < size:
             raise DamagedImageError(f"truncated: {self.path.name} was cut short after it was opened")
         return Item(data, encoding_of(data))
+
+    def fingerprint(self, update: Callable[[bytes], object]) -> None:
+        """Hash names and places in the archive; contents are too many bytes to read twice."""
+        update("\0".join(self.folders).encode(errors="surrogateescape"))
+        self._names.fingerprint(update)
+        update(_little(self._offsets))
+        update(_little(self._sizes))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_file": None}
@@ -238,6 +264,10 @@ def _scan(folder: Path) -> Any:  # os.scandir's own type has no public name
         return os.scandir(folder)
     except OSError as error:
         raise UserError(f"{folder}: cannot be read: {error.strerror}; give a readable folder") from None
+
+
+def _little(numbers: array[int]) -> bytes:
+    return np.asarray(numbers).astype("<i8").tobytes()
 
 
 def _labels(counts: list[int]) -> UInt16[Array, " n"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
@@ -53,6 +54,13 @@ class Split(Protocol):
     def name_of(self, index: int) -> str:
         """Say where an image lies inside the source, for messages."""
 
+    def fingerprint(self, update: Callable[[bytes], object]) -> None:
+        """Tell a hash what makes this split another one: its pixels, or the names and sizes of its files.
+
+        Raises:
+            UserError: If a file is gone.
+        """
+
 
 class ArraySplit:
     """A split that lies in memory as one array; its items are raw pixels.
@@ -98,6 +106,11 @@ class ArraySplit:
     def name_of(self, index: int) -> str:
         """Name the array and the image's place in it."""
         return f"{self.name} image {index}"
+
+    def fingerprint(self, update: Callable[[bytes], object]) -> None:
+        """Hash shape and pixels."""
+        update(repr(self.images.shape).encode())
+        update(self.images.tobytes())
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@ import fcntl
 import hashlib
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,25 +17,39 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from photos import write_tree
 
-from pipeline.builder import Plan, build, plan_build
+from pipeline import builder as builder_module
+from pipeline.builder import State, build
 from pipeline.counts import Counts
-from pipeline.dataset import dilute, open_shards
+from pipeline.dataset import decode, dilute, open_shards
 from pipeline.errors import UserError
-from pipeline.manifest import FILE_NAME, read_manifest
+from pipeline.laws import Law
+from pipeline.manifest import FILE_NAME, INDEX_DTYPE, read_manifest
+from pipeline.plan import Options, Plan, plan_build
 from pipeline.sources import open_source
 from pipeline.sources.synthetic import synthetic
-from pipeline.sources.types import Augmentation, Item, Source
+from pipeline.storage import Folder
 from pipeline.verify import verify
 
 ROOT = Path(__file__).parents[2]
 STATE, LOCK = ".dilute-build", ".dilute-build.lock"
 
 
-def plan(num_train: int = 40, *, alpha: int = 3, seed: int = 0, shard_images: int = 8, **formula: Any) -> Plan:
+def plan(
+    num_train: int = 40,
+    *,
+    alpha: int = 3,
+    seed: int = 0,
+    shard_images: int = 8,
+    clean: int | None = None,
+    noise_seed: int = 0,
+    law: Law | None = None,
+    **options: Any,
+) -> Plan:
     source = synthetic(num_train=num_train, num_test=10, height=5, width=6, channels=1, seed=seed)
-    return plan_build(source, dilute(source, alpha=alpha, **formula), shard_images=shard_images)
+    dataset = dilute(source, alpha=alpha, law=law, clean=clean, noise_seed=noise_seed)
+    return plan_build(source, dataset, Options(shard_images=shard_images, **options))
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -67,23 +82,94 @@ def test_the_bytes_do_not_depend_on_when_and_where(undisturbed: dict[str, bytes]
 
 def test_the_bytes_do_not_depend_on_the_number_of_workers(undisturbed: dict[str, bytes], tmp_path: Path) -> None:
     seen = []
-    build(plan(), tmp_path, workers=2, progress=lambda images, size: seen.append((images, size)))
+    manifest = build(plan(), tmp_path, workers=2, progress=lambda *now: seen.append(now))
     assert content(tmp_path) == undisturbed
-    shards = [*(f"train-00000{number}.tar" for number in range(5)), "test-000000.tar", "test-000001.tar"]
-    assert seen == [(count, len(undisturbed[name])) for count, name in zip([8] * 6 + [2], shards, strict=True)]
+    index = {split: np.load(tmp_path / files.index.name) for split, files in manifest.splits.items()}
+    shards = [(index[split], shard) for split, files in manifest.splits.items() for shard in files.shards]
+    assert [shard.count for _, shard in shards] == [8] * 6 + [2]
+    assert seen == [
+        ("write", shard.count, rows["size"][shard.first : shard.first + shard.count].sum()) for rows, shard in shards
+    ]
 
 
-def test_the_format_never_changes_silently(tmp_path: Path) -> None:
-    source = open_source("mnist5k")
-    build(plan_build(source, dilute(source, alpha=3, clean=100)), tmp_path)
-    names = ("train-000000.tar", "train-000000.idx", "train.index.npy", "test-000000.tar", "_info.json")
-    assert {name: hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()[:16] for name in names} == {
+FORMATS: dict[str, dict[str, Any]] = {
+    "webdataset": {},
+    "examples": {"index": "examples"},
+    "expanded": {"layout": "expanded"},
+    "ffcv": {"format": "ffcv"},
+    "ffcv of examples": {"format": "ffcv", "index": "examples"},
+    "shrunk": {"max_side": 4, "quality": 80},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", FORMATS.values(), ids=FORMATS)
+def test_the_bytes_of_every_format_do_not_depend_on_the_number_of_workers(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    build(plan(**options), tmp_path / "one")
+    build(plan(**options), tmp_path / "three", workers=3)
+    assert content(tmp_path / "one") == content(tmp_path / "three")
+    assert verify(tmp_path / "one") == []
+
+
+GOLDEN = {
+    "webdataset": {
         "train-000000.tar": "c59ca119407d0a01",
         "train-000000.idx": "081a8e08d05eee98",
-        "train.index.npy": "446cb3bd49ef0a6c",
+        "train.index.npy": "9751fa02b4fbf536",
         "test-000000.tar": "758f11b73a628bc9",
         "_info.json": "20fe665e8812db80",
-    }
+    },
+    "examples": {
+        "train-000000.tar": "6d931cb3f8857936",
+        "train-000000.diluted.idx": "e2d0671d9344e3e3",
+        "test-000000.tar": "758f11b73a628bc9",
+    },
+    "expanded": {
+        "train-000000.tar": "956700b68d775ced",
+        "train-000000.idx": "e1287162ace1d84a",
+        "train.index.npy": "155efe8290f90a7f",
+        "_info.json": "8dd5ab201a13f6e1",
+    },
+    "ffcv": {
+        "train.beton": "0cc43760533317be",
+        "test.beton": "b4a5b59cc57a8990",
+        "train.index.npy": "7e3b1bfa9d718086",
+    },
+    "ffcv of examples": {"train.beton": "b4b7a06208f61972", "test.beton": "b4a5b59cc57a8990"},
+}
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_the_format_never_changes_silently(tmp_path: Path, name: str) -> None:
+    source = open_source("mnist5k")
+    build(plan_build(source, dilute(source, alpha=3, clean=100), Options(**FORMATS[name])), tmp_path)
+    found = {file: hashlib.sha256((tmp_path / file).read_bytes()).hexdigest()[:16] for file in GOLDEN[name]}
+    assert found == GOLDEN[name]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [FORMATS["webdataset"], FORMATS["ffcv"]], ids=["webdataset", "ffcv"])
+def test_a_thousand_labels_an_image_take_the_memory_of_one(tmp_path: Path, options: dict[str, Any]) -> None:
+    peaks = []
+    for alpha in (1, 1_000):
+        command = [sys.executable, "-c", MEASURED.format(options=options), str(alpha), str(tmp_path / str(alpha))]
+        peaks.append(int(subprocess.check_output(command, cwd=ROOT, timeout=120)))
+    assert peaks[1] < 1.1 * peaks[0]  # 5,000 images of 1,000 labels: 10 MB, of both twice, would not pass
+
+
+MEASURED = """
+import resource, sys
+from pipeline.builder import build
+from pipeline.dataset import dilute
+from pipeline.plan import Options, plan_build
+from pipeline.sources.synthetic import synthetic
+
+source = synthetic(num_train=5_000, num_test=10, height=5, width=6, channels=3)
+build(plan_build(source, dilute(source, alpha=int(sys.argv[1])), Options(**{options})), sys.argv[2])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
 
 
 def test_the_manifest_says_what_was_asked_and_what_came_out(tmp_path: Path) -> None:
@@ -99,6 +185,11 @@ def test_the_manifest_says_what_was_asked_and_what_came_out(tmp_path: Path) -> N
     assert manifest.num_right == int((labels == labels[:, :1]).sum())
     with np.load(tmp_path / "counts.npz") as file:
         assert np.array_equal(file["counts"], counts.dense(10))
+    assert manifest.build == wanted.describe()
+    assert manifest.encodings == {"png": 43}
+    index = np.load(tmp_path / "train.index.npy")
+    assert index.dtype == INDEX_DTYPE
+    assert {tuple(row) for row in index[["height", "width", "channels"]].tolist()} == {(5, 6, 1)}
     fields = ("name", "classes", "image_shape", "mean", "std", "augmentation")
     assert [getattr(manifest, name) for name in fields] == [getattr(wanted.dataset, name) for name in fields]
 
@@ -138,37 +229,17 @@ def test_alpha_zero_is_the_clean_set(tmp_path: Path) -> None:
     assert verify(tmp_path) == []
 
 
-class Photos:
-    """A split of encoded files of different sizes."""
-
-    def __init__(self, num_images: int) -> None:
-        self.labels = (np.arange(num_images) % 2).astype(np.uint16)
-        self.files = []
-        for number in range(num_images):
-            stream = BytesIO()
-            Image.new("RGB", (8 + number, 9), (number * 20, 40, 90)).save(stream, "JPEG")
-            self.files.append(stream.getvalue())
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def item(self, index: int) -> Item:
-        return Item(self.files[index], "jpg")
-
-    def name_of(self, index: int) -> str:
-        return f"photo {index}"
-
-
 def test_encoded_images_pass_through_untouched(tmp_path: Path) -> None:
-    source = Source("photos", ("a", "b"), Photos(9), Photos(3), Augmentation("none"))
-    manifest = build(plan_build(source, dilute(source, alpha=2), shard_images=4), tmp_path)
-    assert (manifest.encoding, manifest.image_shape) == ("jpg", None)
-    assert verify(tmp_path) == []
-    dataset = open_shards(tmp_path)
-    index = np.load(tmp_path / "train.index.npy")
+    source = open_source("folder", write_tree(tmp_path / "in", num_train=9))
+    manifest = build(plan_build(source, dilute(source, alpha=2), Options(shard_images=4)), tmp_path / "out")
+    assert (manifest.encodings, manifest.image_shape, manifest.encoder) == ({"jpg": 13}, None, None)
+    assert verify(tmp_path / "out") == []
+    dataset = open_shards(tmp_path / "out")
+    index = np.load(tmp_path / "out" / "train.index.npy")
     for image_id in range(9):
         item = dataset.train.item(image_id)
         assert (item.data, item.encoding) == (source.train.item(int(index[image_id]["source"])).data, "jpg")
+        assert decode(item).shape == (item.height, item.width, item.channels)
 
 
 # ---- what is interrupted ----
@@ -179,7 +250,7 @@ class StopError(Exception):
 
 
 def stop_after(shards: int) -> Any:
-    def progress(images: int, size: int) -> None:
+    def progress(stage: str, images: int, num_bytes: int) -> None:
         nonlocal shards
         shards -= 1
         if not shards:
@@ -245,30 +316,100 @@ def test_a_build_that_was_killed_before_it_noted_its_plan_starts(undisturbed: di
     assert content(tmp_path) == undisturbed
 
 
+@pytest.fixture(scope="module")
+def beton(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    folder = tmp_path_factory.mktemp("beton")
+    build(plan(format="ffcv"), folder)
+    return content(folder)
+
+
+def test_a_build_for_ffcv_leaves_one_beton_a_split_and_nothing_else(beton: dict[str, bytes]) -> None:
+    betons, indices = {"train.beton", "test.beton"}, {"train.index.npy", "test.index.npy"}
+    assert set(beton) == betons | indices | {"counts.npz", FILE_NAME}
+
+
+@pytest.mark.parametrize("damage", ["none", "a piece is gone", "a piece was changed", "a piece is cut"])
+def test_a_beton_is_finished_from_the_pieces_that_an_interrupted_build_left(
+    beton: dict[str, bytes], tmp_path: Path, damage: str
+) -> None:
+    with pytest.raises(StopError):
+        build(plan(format="ffcv"), tmp_path, progress=stop_after(4))
+    assert not list(tmp_path.glob("*.beton"))
+    pieces = sorted((tmp_path / STATE).glob("*.images"))
+    assert len(pieces) == 4
+    data = pieces[1].read_bytes()
+    if damage == "a piece is gone":  # as when the build was killed while it put the beton together
+        pieces[1].unlink()
+    elif damage == "a piece was changed":
+        pieces[1].write_bytes(b"?" + data[1:])
+    elif damage == "a piece is cut":
+        pieces[1].write_bytes(data[:-1])
+    before = times_of(tmp_path / STATE)
+    kept: list[bool] = []
+
+    def progress(stage: str, images: int, num_bytes: int) -> None:
+        kept[:] = [times_of(tmp_path / STATE).get(piece.name, 0) == before.get(piece.name) for piece in pieces]
+
+    build(plan(format="ffcv"), tmp_path, progress=progress)
+    assert kept == [True, damage == "none", True, True]
+    assert content(tmp_path) == beton
+
+
+@pytest.mark.parametrize("noted", [True, False])
+@pytest.mark.parametrize("damaged", [True, False])
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_build_that_was_killed_after_it_published_a_beton_goes_on(
+    beton: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: str, noted: bool, damaged: bool
+) -> None:
+    def note_and_stop(folder: Folder, name: str, state: State) -> None:
+        last = name == f"{STATE}/{split}.beton.npz"
+        if noted or not last:
+            write_state(folder, name, state)
+        if last:
+            raise StopError
+
+    write_state = builder_module._write_state
+    with monkeypatch.context() as patched:
+        patched.setattr(builder_module, "_write_state", note_and_stop)
+        with pytest.raises(StopError):
+            build(plan(format="ffcv"), tmp_path)
+    path = tmp_path / f"{split}.beton"
+    assert path.read_bytes() == beton[path.name]
+    assert not list((tmp_path / STATE).glob(f"{split}-*.images"))  # they went into the beton
+    if damaged:
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+    before = path.stat().st_mtime_ns
+    build(plan(format="ffcv"), tmp_path)
+    assert content(tmp_path) == beton
+    assert (path.stat().st_mtime_ns == before) == (noted and not damaged)  # not written again without need
+
+
 BUILD = """
 import time
 from pathlib import Path
-from pipeline.builder import build, plan_build
+from pipeline.builder import build
 from pipeline.dataset import dilute
+from pipeline.plan import Options, plan_build
 from pipeline.sources.synthetic import synthetic
 
-def progress(images, size):
+def progress(stage, images, num_bytes):
     print("shard", flush=True)
     time.sleep({pause})
 
 if __name__ == "__main__":
     source = synthetic(num_train=40, num_test=10, height=5, width=6, channels=1)
-    plan = plan_build(source, dilute(source, alpha=3), shard_images={shard_images})
+    plan = plan_build(source, dilute(source, alpha=3), Options(shard_images={shard_images}, format={format!r}))
     build(plan, Path({folder!r}), workers={workers}, progress=progress)
 """
 
 
 @contextmanager
 def builder(
-    folder: Path, script: Path, *, workers: int, pause: float, shard_images: int = 8
+    folder: Path, script: Path, *, workers: int, pause: float, shard_images: int = 8, format: str = "webdataset"
 ) -> Iterator[subprocess.Popen[str]]:
     """Run a build in a process of its own that pauses after each shard; the file is what its workers import."""
-    script.write_text(BUILD.format(folder=str(folder), workers=workers, pause=pause, shard_images=shard_images))
+    values = {"workers": workers, "pause": pause, "shard_images": shard_images, "format": format}
+    script.write_text(BUILD.format(folder=str(folder), **values))
     process = subprocess.Popen([sys.executable, script], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     with process:
@@ -305,14 +446,17 @@ def test_a_killed_build_is_finished_by_the_same_command(undisturbed: dict[str, b
 
 @pytest.mark.slow
 @pytest.mark.parametrize("delay_s", [0.0, 0.001, 0.003, 0.005, 0.008, 0.01, 0.012, 0.015])
-def test_a_build_that_is_killed_anywhere_is_finished_by_the_same_command(tmp_path: Path, delay_s: float) -> None:
+@pytest.mark.parametrize("format", ["webdataset", "ffcv"])
+def test_a_build_that_is_killed_anywhere_is_finished_by_the_same_command(
+    tmp_path: Path, delay_s: float, format: str
+) -> None:
     folder = tmp_path / "out"
-    with builder(folder, tmp_path / "script.py", workers=1, pause=0, shard_images=1) as process:
+    with builder(folder, tmp_path / "script.py", workers=1, pause=0, shard_images=1, format=format) as process:
         time.sleep(delay_s)
         os.kill(process.pid, signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL  # it had not ended by itself
-    build(plan(shard_images=1), folder)
-    build(plan(shard_images=1), tmp_path / "undisturbed")
+    build(plan(shard_images=1, format=format), folder)
+    build(plan(shard_images=1, format=format), tmp_path / "undisturbed")
     assert content(folder) == content(tmp_path / "undisturbed")
 
 
@@ -331,7 +475,7 @@ def test_the_workers_of_a_killed_build_end_with_it(undisturbed: dict[str, bytes]
 
 
 def test_a_killed_worker_is_an_error_that_says_how_to_go_on(undisturbed: dict[str, bytes], tmp_path: Path) -> None:
-    def kill_a_worker(images: int, size: int) -> None:
+    def kill_a_worker(stage: str, images: int, num_bytes: int) -> None:
         me = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
         for child in me:
             if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
@@ -352,7 +496,7 @@ def test_a_killed_worker_is_an_error_that_says_how_to_go_on(undisturbed: dict[st
 def test_two_builds_in_one_folder_do_not_meet(undisturbed: dict[str, bytes], tmp_path: Path) -> None:
     refused = []
 
-    def second(images: int, size: int) -> None:
+    def second(stage: str, images: int, num_bytes: int) -> None:
         with pytest.raises(UserError, match=r"^another build is working in .*; wait for it, or give another --out"):
             build(plan(), tmp_path)
         refused.append(True)
@@ -495,7 +639,7 @@ def test_a_full_disk_publishes_nothing_unfinished_and_the_same_command_goes_on(
     with ExitStack() as disk:
         done = 0
 
-        def progress(images: int, size: int) -> None:
+        def progress(stage: str, images: int, num_bytes: int) -> None:
             nonlocal done
             done += 1
             if done == shards:
@@ -514,6 +658,39 @@ def test_a_full_disk_publishes_nothing_unfinished_and_the_same_command_goes_on(
     assert published == {name: undisturbed[name] for name in published}
     build(plan(), tmp_path)
     assert content(tmp_path) == undisturbed
+
+
+@contextmanager
+def disk_of(num_bytes: int, where: Path) -> Iterator[None]:
+    """Mount a small file system; skips the test where that is not allowed."""
+    where.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={num_bytes}", "tmpfs", str(where)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("file systems cannot be mounted here")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(where)], check=True)
+
+
+@pytest.mark.parametrize("format", ["webdataset", "ffcv"])
+@pytest.mark.parametrize("kb", [4, 60, 120])
+def test_a_disk_that_is_really_full_leaves_a_build_that_goes_on_elsewhere(
+    undisturbed: dict[str, bytes], beton: dict[str, bytes], tmp_path: Path, format: str, kb: int
+) -> None:
+    whole = beton if format == "ffcv" else undisturbed
+    with disk_of(kb << 10, tmp_path / "disk"):
+        folder = tmp_path / "disk" / "out"
+        with pytest.raises(UserError, match=r"^cannot write .*No space left on device; .* same command again to go on"):
+            build(plan(format=format), folder)
+        left = content(folder)
+        assert FILE_NAME not in left
+        assert {name: data for name, data in left.items() if name in whole} == {
+            name: data for name, data in whole.items() if name in left
+        }
+        shutil.copytree(folder, tmp_path / "moved")
+    build(plan(format=format), tmp_path / "moved")
+    assert content(tmp_path / "moved") == whole
 
 
 def test_a_full_disk_stops_the_workers_too(undisturbed: dict[str, bytes], tmp_path: Path) -> None:

@@ -4,9 +4,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.builder import build, plan_build
+from pipeline.builder import build
 from pipeline.dataset import DamagedImageError, DilutedSet, ShardSplit, decode, dilute, open_shards, view
 from pipeline.errors import UserError
+from pipeline.plan import Options, plan_build
 from pipeline.sources import Source, open_source
 from pipeline.sources.synthetic import synthetic
 from pipeline.sources.types import Item
@@ -20,7 +21,7 @@ def source() -> Source:
 @pytest.fixture(scope="module")
 def shards(source: Source, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shards")
-    build(plan_build(source, dilute(source, alpha=3, noise_seed=5), shard_images=100), folder)
+    build(plan_build(source, dilute(source, alpha=3, noise_seed=5), Options(shard_images=100)), folder)
     return folder
 
 

@@ -69,7 +69,7 @@ def test_an_unknown_stage_lists_the_menu() -> None:
     done = bench("lables")
     assert done.returncode == 2
     assert done.stderr.startswith("error:")
-    assert "labels, order, open, load, train" in done.stderr
+    assert "labels, order, build, open, load, train" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 

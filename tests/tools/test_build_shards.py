@@ -10,10 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from photos import encode, write_tree
 
-from pipeline.builder import build, plan_build
+from pipeline.builder import build
 from pipeline.dataset import dilute
 from pipeline.manifest import FILE_NAME, read_manifest
+from pipeline.plan import Options, plan_build
 from pipeline.sources import open_source
 from pipeline.verify import verify
 
@@ -73,6 +75,32 @@ def test_all_flags_reach_the_manifest(tmp_path: Path) -> None:
     assert verify(tmp_path / "out") == []
 
 
+def test_the_flags_of_formats_and_checks_reach_the_manifest(tmp_path: Path) -> None:
+    bad = {"train/a/bad.jpg": encode()[:-9]}
+    write_tree(tmp_path / "in", more=bad)
+    flags = "--alpha 2 --format ffcv --index examples --check header --on-bad skip --max-side 21 --quality 70"
+    found = build_shards("folder", "--source", tmp_path / "in", *flags.split(), "--out", tmp_path / "out")
+    assert (found.returncode, found.stderr) == (0, "")
+    source = open_source("folder", tmp_path / "in")
+    options = Options("ffcv", index="examples", check="header", on_bad="skip", max_side=21, quality=70)
+    build(plan_build(source, dilute(source, alpha=2), options), tmp_path / "wanted")
+    assert content(tmp_path / "out") == content(tmp_path / "wanted")
+    assert [entry["name"] for entry in read_manifest(tmp_path / "out").quarantine] == ["train/a/bad.jpg"]
+
+
+def test_the_jobs_of_an_array_write_the_parts_and_the_last_one_the_manifest(
+    undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    arguments = ["--alpha", 2, "--clean", 50, "--out", tmp_path]
+    found = build_shards(*arguments, "--part", "2/2")
+    assert (found.returncode, found.stderr) == (0, "")
+    assert "part 2/2 is written; the others are not finished" in found.stdout
+    found = build_shards(*arguments, "--part", "1/2")
+    assert (found.returncode, found.stderr) == (0, "")
+    assert "150 (α = 2, uniform)" in found.stdout
+    assert content(tmp_path) == undisturbed
+
+
 def check_error(found: subprocess.CompletedProcess[str], *words: str) -> None:
     assert found.returncode == 2, found.stderr
     assert found.stderr.startswith("error: ")
@@ -96,6 +124,11 @@ MISTAKES: dict[str, list[str]] = {
     "mnist": ["--source", "train-images-idx3-ubyte"],
     "mnist --source /nowhere": ["/nowhere", "train-images-idx3-ubyte"],
     "mnist5k --source /nowhere": ["--source", "/nowhere"],
+    "--format zip": ["--format zip", "webdataset, ffcv"],
+    "--part 3": ["--part 3", "give I/M"],
+    "--part 1/2 --force": ["--part", "--force"],
+    "--engine slurm": ["--engine slurm", "local, ray"],
+    "--address 10.0.0.1:6379": ["--address 10.0.0.1:6379", "--engine ray"],
     "--out file": ["file", "--out"],
     "--out file/below": ["file/below", "--out"],
     "--alpha 100000000000000": ["2^33", "alpha"],
@@ -191,6 +224,18 @@ def test_the_tool_survives_the_death_of_a_worker_and_its_own(tmp_path: Path) -> 
 def test_help_names_every_flag_and_its_default() -> None:
     found = build_shards("--help")
     assert (found.returncode, found.stderr) == (0, "")
-    flags = ["--alpha", "--law", "--clean", "--noise-seed", "--source", "--out", "--workers", "--force"]
+    shown = " ".join(found.stdout.split())
+    flags = ["--alpha", "--law", "--clean", "--noise-seed", "--source", "--out", "--workers", "--force", "--format"]
+    flags += [
+        "--layout",
+        "--index",
+        "--check",
+        "--on-bad",
+        "--max-side",
+        "--quality",
+        "--part",
+        "--engine",
+        "--address",
+    ]
     for words in (*flags, "mnist5k", "[default: 20]", "[default: shards/DATASET-alphaA]"):
-        assert words in found.stdout
+        assert words in shown

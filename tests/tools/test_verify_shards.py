@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.builder import build, plan_build
+from pipeline.builder import build
 from pipeline.dataset import dilute
-from pipeline.manifest import FILE_NAME
+from pipeline.manifest import FILE_NAME, FORMAT_VERSION
+from pipeline.plan import Options, plan_build
 from pipeline.sources.synthetic import synthetic
 
 ROOT = Path(__file__).parents[2]
@@ -23,7 +24,7 @@ def verify_shards(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedP
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pristine") / "set"
     source = synthetic(num_train=14, num_test=3, height=5, width=6, channels=1)
-    build(plan_build(source, dilute(source, alpha=4), shard_images=5), folder)
+    build(plan_build(source, dilute(source, alpha=4), Options(shard_images=5)), folder)
     return folder
 
 
@@ -48,7 +49,7 @@ def test_one_flipped_byte_is_named_with_its_file_and_image(folder: Path) -> None
     lines = found.stdout.strip().splitlines()
     assert lines == [
         "train-000001.tar: its sha256 differs from the manifest's",
-        "train-000001.tar: image 5: its place, size or crc32 differs from the index",
+        "train-000001.tar: image 5: its size or crc32 differs from the index",
     ]
 
 
@@ -70,7 +71,8 @@ def test_what_cannot_be_verified_is_an_error_of_one_line(folder: Path, damage: s
         data[300] ^= 1
         path.write_bytes(data)
     elif damage == "newer":
-        path.write_text(path.read_text().replace('"format_version": 1', '"format_version": 2'))
+        version = '"format_version": '
+        path.write_text(path.read_text().replace(f"{version}{FORMAT_VERSION}", f"{version}{FORMAT_VERSION + 1}"))
     elif damage == "none":
         path.unlink()
     elif damage == "no folder":
@@ -82,5 +84,6 @@ def test_what_cannot_be_verified_is_an_error_of_one_line(folder: Path, damage: s
     assert found.stderr.startswith("error: ")
     assert found.stderr.count("\n") == 1
     assert str(target) in found.stderr
-    words = {"newer": "format version 2; this Dilute reads up to 1: use", "flipped": "was changed", "none": "missing"}
+    newer = f"format version {FORMAT_VERSION + 1}; this Dilute reads {FORMAT_VERSION}: use"
+    words = {"newer": newer, "flipped": "was changed", "none": "missing"}
     assert words.get(damage, "") in found.stderr

@@ -3,10 +3,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.builder import build, plan_build
+from pipeline.builder import build
 from pipeline.dataset import DilutedSet, dilute
 from pipeline.errors import UserError
 from pipeline.laws import Symmetric
+from pipeline.plan import plan_build
 from pipeline.sources.synthetic import synthetic
 from train.data import facts, open_data
 

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 import train.experiment
-from pipeline.builder import build, plan_build
+from pipeline.builder import build
 from pipeline.dataset import DilutedSet, dilute, open_shards, view
 from pipeline.errors import UserError
 from pipeline.loaders import open_batches, open_evaluation
+from pipeline.plan import plan_build
 from pipeline.sources.synthetic import synthetic
 from pipeline.sources.types import Augmentation
 from pipeline.types import Batch

@@ -7,7 +7,7 @@ from typing import Final
 
 from benchmarks.measure import Settings, Variant
 
-STAGES: Final = ("labels", "order", "open", "load", "train")
+STAGES: Final = ("labels", "order", "build", "open", "load", "train")
 
 
 def variants(stage: str, settings: Settings) -> list[Variant]:

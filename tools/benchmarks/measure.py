@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
@@ -47,13 +47,25 @@ class Settings:
     rounds: int
 
 
+class Timed(NamedTuple):
+    """What a variant did that starts and stops the clock itself.
+
+    Args:
+        amount: How much.
+        seconds: In which time.
+    """
+
+    amount: float
+    seconds: float
+
+
 @dataclass(frozen=True)
 class Variant:
     """One thing to measure.
 
     Args:
         name: ours/NAME, peer/NAME or limit/NAME.
-        unit: What is counted, such as "labels/s"; "ms" for a duration.
+        unit: What is counted, such as "labels/s"; "ms" for a duration; anything else is what `run` returns.
         run: Does the work once and returns how much it did; a duration counts 1.
         against: The variant of the same unit that the table compares it with.
         prepare: Done before each round, outside the time.
@@ -61,7 +73,7 @@ class Variant:
 
     name: str
     unit: str
-    run: Callable[[], float]
+    run: Callable[[], float | Timed]
     against: str | None = None
     prepare: Callable[[], object] = lambda: None
 
@@ -75,9 +87,9 @@ def measure(stage: str, variants: list[Variant], rounds: int) -> list[dict[str, 
             gc.collect()
             start = time.perf_counter()
             amount = variant.run()
-            seconds = time.perf_counter() - start
+            timed = amount if isinstance(amount, Timed) else Timed(amount, time.perf_counter() - start)
             if round_number:  # the first round compiles and warms caches
-                samples[variant.name].append(seconds * 1e3 if variant.unit == "ms" else amount / seconds)
+                samples[variant.name].append(_value(timed, variant.unit))
     shared: dict[str, Any] = {
         "run": uuid.uuid4().hex[:8],
         "stage": stage,
@@ -94,6 +106,12 @@ def measure(stage: str, variants: list[Variant], rounds: int) -> list[dict[str, 
         numbers = {"p50": f"{median(values):.5g}", "p20": f"{low:.5g}", "p80": f"{high:.5g}"}
         rows.append({**shared, "variant": variant.name, "unit": variant.unit, **numbers})
     return rows
+
+
+def _value(timed: Timed, unit: str) -> float:
+    if unit == "ms":
+        return timed.seconds * 1e3
+    return timed.amount / timed.seconds if unit.endswith("/s") else timed.amount
 
 
 def keep(rows: list[dict[str, Any]]) -> None:

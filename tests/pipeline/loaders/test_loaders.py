@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 
 from kernels.crops import flips, shifts
 from kernels.images import gather_shift, normalised_values
-from pipeline.builder import build, plan_build
+from pipeline.builder import build
 from pipeline.dataset import DamagedImageError, DilutedSet, dilute, open_shards
 from pipeline.errors import UserError
 from pipeline.loaders import LOADERS, open_batches, open_evaluation
 from pipeline.loaders.replace import stand_ins
 from pipeline.loaders.resident import gather_shift_torch
+from pipeline.plan import Options, plan_build
 from pipeline.sources.synthetic import synthetic
 from pipeline.stream import Stream
 from pipeline.types import Batch
@@ -27,7 +28,7 @@ DATASET = dilute(SOURCE, alpha=ALPHA, noise_seed=3)
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shards")
-    build(plan_build(SOURCE, DATASET, shard_images=20), folder)
+    build(plan_build(SOURCE, DATASET, Options(shard_images=20)), folder)
     return folder
 
 

@@ -1,0 +1,82 @@
+"""The same function over many items, in this process or spread over several, with the results in order."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+from pipeline.errors import UserError
+
+Shared = TypeVar("Shared")
+SharedBy = TypeVar("SharedBy", covariant=True)
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+
+@runtime_checkable
+class Run(Protocol[SharedBy]):
+    """Calls a function with what all workers share and one task; yields the results in the tasks' order."""
+
+    def __call__(self, function: Callable[[SharedBy, Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:
+        """Run all tasks."""
+
+
+@contextmanager
+def spread(shared: Shared, workers: int) -> Iterator[Run[Shared]]:
+    """Open worker processes; 1 works in this process.
+
+    Args:
+        shared: Given to every call; must survive pickling if there is more than one worker.
+        workers: Processes, at least 1.
+
+    Raises:
+        UserError: If a worker is killed.
+    """
+    if workers == 1:
+        yield lambda function, tasks: (function(shared, task) for task in tasks)
+        return
+    context = multiprocessing.get_context("spawn")  # a fork would copy the threads of numba's pool half-way
+    with tempfile.TemporaryDirectory(prefix="dilute-") as folder:
+        # By a file: in a pipe, where arguments go, megabytes would block us for good if a worker dies reading them.
+        handover = Path(folder) / "shared.pickle"
+        handover.write_bytes(pickle.dumps(shared))
+        with ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(handover,)) as pool:
+            try:
+                yield lambda function, tasks: pool.map(_call, [function] * len(tasks), tasks)
+            except BrokenProcessPool:
+                raise UserError(
+                    "a worker process was killed (out of memory?); run the same command again to go on, "
+                    "with fewer --workers if it happens again"
+                ) from None
+            finally:
+                pool.shutdown(cancel_futures=True)  # after an error, what is queued is of no use
+
+
+_shared: Any  # set once in each worker process
+
+
+def _start_worker(handover: Path) -> None:
+    global _shared
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    _shared = pickle.loads(handover.read_bytes())
+
+
+def _exit_with_parent() -> None:
+    """Wait for the end of a parent that was killed: its worker would hang, or write into the next build's files."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+    os._exit(1)
+
+
+def _call(function: Callable[[Any, Any], Any], task: Any) -> Any:
+    return function(_shared, task)
