@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 # numba's TBB threads are the ones that survive forks, several Python threads and a busy core (OpenMP's spin: a call of
 # 0.3 ms took 10 ms beside another process). The package tbb puts the library where the loader does not look.
 _TBB = Path(sys.prefix) / "lib" / "libtbb.so.12"
@@ -22,7 +24,7 @@ if _TBB.exists():
 
 import numba  # noqa: E402, TID251 - this is the place
 
-__all__ = ["inline", "jit", "num_threads", "parallel", "prange"]
+__all__ = ["MAX_THREADS", "array_at", "inline", "jit", "num_threads", "parallel", "prange"]
 
 
 def _cache_folder() -> str:
@@ -41,7 +43,7 @@ if "NUMBA_CACHE_DIR" not in os.environ:
 
 F = TypeVar("F", bound=Callable[..., Any])
 prange = numba.prange
-_MAX_THREADS = numba.get_num_threads()  # as many as the machine has cores, before anyone lowers it
+MAX_THREADS = numba.get_num_threads()  # as many as the machine has cores, before anyone lowers it
 
 
 def jit(function: F) -> F:
@@ -59,6 +61,30 @@ def parallel(function: F) -> F:
     return numba.njit(function, cache=True, nogil=True, error_model="numpy", parallel=True)  # type: ignore[no-any-return]
 
 
+@numba.extending.intrinsic
+def _pointer(typing_context: Any, address: Any) -> Any:
+    """Turn an integer into a pointer."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], numba.core.cgutils.voidptr_t)
+
+    return numba.types.voidptr(address), generate
+
+
+if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
+
+    def array_at(address: int, shape: tuple[int, int]) -> Any:
+        """Look at the bytes at an address as an array; for use in kernels, on memory that outlives the call."""
+        return np.ctypeslib.as_array(ctypes.cast(int(address), ctypes.POINTER(ctypes.c_uint8)), shape)
+
+else:
+
+    @inline
+    def array_at(address: int, shape: tuple[int, int]) -> Any:
+        """Look at the bytes at an address as an array; for use in kernels, on memory that outlives the call."""
+        return numba.carray(_pointer(address), shape, np.uint8)  # type: ignore[attr-defined, call-arg]
+
+
 @contextmanager
 def num_threads(count: int) -> Iterator[None]:
     """Run the parallel kernels of this block on `count` threads.
@@ -67,7 +93,7 @@ def num_threads(count: int) -> Iterator[None]:
         count: At least 1; more than the machine's cores is cut to them.
     """
     before = numba.get_num_threads()
-    numba.set_num_threads(max(1, min(count, _MAX_THREADS)))
+    numba.set_num_threads(max(1, min(count, MAX_THREADS)))
     try:
         yield
     finally:

@@ -49,6 +49,9 @@ class ImageSplit(Protocol):
             DamagedImageError: If its bytes are not those that were written.
         """
 
+    def shape(self, image_id: int) -> tuple[int, int] | None:
+        """Return an image's height and width, where they are known without reading it."""
+
     def prefix(self, num_images: int) -> ImageSplit:
         """Return the split of the first `num_images` images."""
 
@@ -79,6 +82,9 @@ class MemorySplit:
     def item(self, image_id: int) -> Item:
         """Return an image as the source has it."""
         return self.split.item(int(self.order[image_id]))
+
+    def shape(self, image_id: int) -> None:
+        """Return nothing: a source knows its images by reading them."""
 
     def prefix(self, num_images: int) -> MemorySplit:
         """Return the split of the first `num_images` images."""
@@ -140,7 +146,7 @@ class ShardSplit:
     def item(self, image_id: int) -> Item:
         """Return an image as it is stored, checked against its checksum."""
         row = self.index[image_id]
-        shard = int(np.searchsorted(self._firsts, image_id, side="right")) - 1
+        shard = self.shard_of(image_id)
         if shard not in self._views:
             self._views[shard] = self.folder.view(self.files.shards[shard].name)
         data = self._views[shard][int(row["offset"]) : int(row["offset"]) + int(row["size"])]
@@ -148,6 +154,15 @@ class ShardSplit:
             raise DamagedImageError(f"{self.files.shards[shard].name}: image {image_id} does not match its crc32")
         shape = int(row["height"]), int(row["width"]), int(row["channels"])
         return Item(data, ENCODINGS[row["encoding"]], *shape)
+
+    def shard_of(self, image_id: int) -> int:
+        """Return the number of the shard that an image lies in."""
+        return int(np.searchsorted(self._firsts, image_id, side="right")) - 1
+
+    def shape(self, image_id: int) -> tuple[int, int] | None:
+        """Return an image's height and width, if they were looked at when it was stored."""
+        row = self.index[image_id]
+        return (int(row["height"]), int(row["width"])) if row["height"] else None
 
     def prefix(self, num_images: int) -> ShardSplit:
         """Return the split of the first `num_images` images."""
@@ -226,6 +241,12 @@ class DilutedSet:
     def num_classes(self) -> int:
         """K."""
         return self.formula.num_classes
+
+    @property
+    def batch_shape(self) -> tuple[int, int, int]:
+        """(h, w, c) of the images in a batch."""
+        size = self.augmentation.size_px
+        return self.image_shape or (size, size, 3)
 
 
 def open_shards(where: Folder | str | Path) -> DilutedSet:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from typing import Self
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -33,7 +32,7 @@ class ImageBar:
         self._stages: dict[str, tuple[int, float]] = {}  # the bar's number, and when it began
         self._bytes = 0
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> ImageBar:
         self._bar.start()
         return self
 

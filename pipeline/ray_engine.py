@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,18 +38,19 @@ def spread_over_ray(shared: Shared, address: str | None = None) -> Iterator[Run[
         raise UserError("--engine ray needs Ray: pip install 'dilute[ray]', or leave --engine out") from None
     path = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
     try:
+        _knock(address or "")
         ray.init(
             address=address,
             log_to_driver=False,
             logging_level=logging.ERROR,
             runtime_env={"env_vars": {"PYTHONPATH": path}},  # on a cluster of one file system, our code is found too
         )
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise UserError(f"cannot join a Ray cluster at {address or 'this machine'} ({error}); see --address") from error
     try:
         everywhere = ray.put(shared)
         # A task that fails by itself fails for good; one whose machine or process is lost is tried again.
-        call = ray.remote(num_cpus=1, max_retries=-1, scheduling_strategy="SPREAD")(_call)
+        call = ray.remote(num_cpus=1, max_retries=20, scheduling_strategy="SPREAD")(_call)
 
         def run(function: Callable[[Shared, Any], Any], tasks: Sequence[Any]) -> Iterator[Any]:
             for result in [call.remote(everywhere, function, task) for task in tasks]:
@@ -60,6 +62,13 @@ def spread_over_ray(shared: Shared, address: str | None = None) -> Iterator[Run[
         yield run
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raise OSError where nobody answers: Ray itself would go on trying for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def _call(shared: Any, function: Callable[[Any, Any], Any], task: Any) -> Any:

@@ -53,7 +53,33 @@ def train(
     ] = None,
     model: Annotated[str | None, Option(help="perceptron, mlp1, mlp2, mlp4, conv2, conv4 [default: conv4]")] = None,
     method: Annotated[str, Option(help="plain, h_alpha (oracle: reads the clean labels), histogram")] = "plain",
-    loader: Annotated[str, Option(help="auto, resident")] = "auto",
+    loader: Annotated[
+        str,
+        Option(
+            help="What reads and decodes: resident (all in memory), dali, ffcv, webdataset; auto chooses by the data. "
+            "It changes the speed, never the experiment."
+        ),
+    ] = "auto",
+    order: Annotated[
+        str | None,
+        Option(
+            help="full (a shuffle of all examples), or passes (over the images again and again, read block by block) "
+            "[default: full]"
+        ),
+    ] = None,
+    window: Annotated[
+        int | None, Option(help="Blocks of 1,024 images that order passes mixes with each other [default: 16]")
+    ] = None,
+    reuse: Annotated[
+        int | None, Option(help="Labels that order passes shows of an image for which it is decoded once [default: 1]")
+    ] = None,
+    resize: Annotated[
+        str | None,
+        Option(help="antialias, or linear, which is faster, of images that differ in size [default: antialias]"),
+    ] = None,
+    size: Annotated[
+        int | None, Option(help="Height and width of those images in a batch, in px [default: 224]", min=1)
+    ] = None,
     batch: Annotated[
         int | None,
         Option(help="Examples a step (images for h_alpha, histogram) [default: the recipe's]"),
@@ -138,6 +164,7 @@ def train(
         clean=clean,
         source=source,
         foreign=foreign_set,
+        size=size,
     )
     given: dict[str, Any] = {
         "alpha": alpha,
@@ -148,6 +175,10 @@ def train(
         "source": source and str(source),
         "model": model,
         "loader": loader,
+        "order": order,
+        "window": window,
+        "reuse": reuse,
+        "resize": resize,
         "batch": batch,
         "lr": lr,
         "optimizer": optimizer,

@@ -27,6 +27,7 @@ def open_data(
     clean: int | None = None,
     source: Path | None = None,
     foreign: Source | None = None,
+    size: int | None = None,
 ) -> DilutedSet:
     """Open the data of a run.
 
@@ -41,6 +42,7 @@ def open_data(
         clean: Use the first so many images.
         source: The user's own files, where there are no shards.
         foreign: The set whose images law foreign shows, if they do not lie in the shards.
+        size: Height and width in a batch of images that differ in size; their own default if None.
 
     Raises:
         UserError: If there is no such data, or it is not clear which.
@@ -53,14 +55,24 @@ def open_data(
         dataset = open_shards(shards)
         if dataset.name != name:
             raise UserError(f"{shards} holds {dataset.name}, not {name}; give its own shards, or train {dataset.name}")
-        return view(dataset, alpha=alpha, law=law, noise_seed=noise_seed, clean=clean, foreign=foreign)
+        dataset = view(dataset, alpha=alpha, law=law, noise_seed=noise_seed, clean=clean, foreign=foreign)
+        return _sized(dataset, size)
     check_choice("data set", name, SOURCES)
     if alpha is None:
         alpha = 0 if law is not None and law.replaces else IN_MEMORY_ALPHA.get(name)
     if alpha is None:
         raise UserError(f"no --alpha for {name}; give the number of noisy labels per clean one, 0 or more")
     clean_set = open_source(name, source)
-    return dilute(clean_set, alpha=alpha, law=law, noise_seed=noise_seed or 0, clean=clean, foreign=foreign)
+    made = dilute(clean_set, alpha=alpha, law=law, noise_seed=noise_seed or 0, clean=clean, foreign=foreign)
+    return _sized(made, size)
+
+
+def _sized(dataset: DilutedSet, size: int | None) -> DilutedSet:
+    if size is None:
+        return dataset
+    if dataset.augmentation.kind != "window":
+        raise UserError(f"--size {size}: the images of {dataset.name} have one size of their own; leave --size out")
+    return dataclasses.replace(dataset, augmentation=dataclasses.replace(dataset.augmentation, size_px=size))
 
 
 def only_shards(name: str) -> Path | None:

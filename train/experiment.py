@@ -91,9 +91,14 @@ def run_experiment(
         seed=recipe.seed,
         stream=method.stream,
         images=range(held_in),
+        order=recipe.order,
+        window=recipe.window,
+        reuse=recipe.reuse,
         loader=recipe.loader,
+        resize=recipe.resize,
         device=device,
     )
+    console.print(f"loader: {batches.loader} ({batches.why})", highlight=False)
     config = {"recipe": dataclasses.asdict(recipe), "data": facts(dataset)}
     run_folder = RunFolder(folder, config, resume=resume)
     if run_folder.finished:
@@ -111,13 +116,14 @@ def run_experiment(
         learner,
         method,
         batches,
-        test=open_evaluation(dataset, loader=recipe.loader, device=device),
+        test=open_evaluation(dataset, loader=recipe.loader, resize=recipe.resize, device=device),
         noisy_val=open_evaluation(
             dataset,
             "train",
             stream="examples" if dataset.formula.law.adds_images else "images",
             images=held_out,
             loader=recipe.loader,
+            resize=recipe.resize,
             device=device,
         )
         if held_out
@@ -169,7 +175,9 @@ def write_confusion(path: Path, recipe: Recipe, dataset: DilutedSet, learner: Le
     """
     num_images = dataset.formula.num_images
     held_out = range(train_images(num_images, recipe.val_frac), num_images)
-    images = open_evaluation(dataset, "train", images=held_out, loader=recipe.loader, device=learner.device)
+    images = open_evaluation(
+        dataset, "train", images=held_out, loader=recipe.loader, resize=recipe.resize, device=learner.device
+    )
     write_matrix(path, confusion(learner, images, dataset.num_classes))
 
 
@@ -177,12 +185,10 @@ def build_learner(recipe: Recipe, dataset: DilutedSet, device: torch.device) -> 
     """Build the net of a recipe with its optimizer.
 
     Raises:
-        UserError: If the images differ in size or are too small for the net.
+        UserError: If the images are too small for the net.
     """
-    if dataset.image_shape is None:
-        raise UserError(f"the images of {dataset.name} differ in size; model {recipe.model} needs one size")
     return Learner(
-        build_model(recipe.model, dataset.image_shape, dataset.num_classes, seed=recipe.seed),
+        build_model(recipe.model, dataset.batch_shape, dataset.num_classes, seed=recipe.seed),
         rate=lambda clock: learning_rate(
             clock.progress, schedule=recipe.schedule, peak=recipe.lr, warmup_frac=recipe.warmup_frac
         ),

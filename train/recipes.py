@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from pipeline.errors import UserError
+from pipeline.passes import DEFAULT_WINDOW
 from train.learner import OPTIMIZERS, PRECISIONS
 from train.methods import METHODS
 from train.models import MODELS
@@ -34,6 +35,10 @@ class Recipe:
         model: One of `MODELS`.
         method: One of `METHODS`.
         loader: One of the loaders, or "auto".
+        order: "full" or "passes".
+        window: Blocks of 1,024 images that order "passes" mixes.
+        reuse: Labels that order "passes" shows of an image for which it is decoded once.
+        resize: "antialias" or "linear".
         batch: Examples (images) a step.
         optimizer: One of `OPTIMIZERS`.
         lr: Peak learning rate.
@@ -65,6 +70,10 @@ class Recipe:
     model: str = "conv4"
     method: str = "plain"
     loader: str = "auto"
+    order: str = "full"
+    window: int = DEFAULT_WINDOW
+    reuse: int = 1
+    resize: str = "antialias"
     batch: int = 512
     optimizer: str = "sgd"
     lr: float = 0.02

@@ -6,111 +6,96 @@ replacement, and exact evaluation.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Literal, Protocol, runtime_checkable
+from typing import Final, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32, Int64
+from jaxtyping import Int64
 from numpy import ndarray as Array
 from torch import Tensor
 
-from pipeline.dataset import DilutedSet
+from pipeline.dataset import DilutedSet, ImageSplit, ShardSplit
 from pipeline.errors import UserError
+from pipeline.loaders.ahead import Ahead
+from pipeline.loaders.dali import open_dali
+from pipeline.loaders.ffcv import open_ffcv
 from pipeline.loaders.replace import stand_ins
-from pipeline.loaders.resident import Resident
-from pipeline.sources.types import Augmentation
+from pipeline.loaders.resident import open_resident
+from pipeline.loaders.types import How, Loader
+from pipeline.loaders.webdataset import open_webdataset
+from pipeline.passes import BLOCK_IMAGES, DEFAULT_WINDOW, Passes
 from pipeline.stream import Places, Stream, check_batch, rank_positions
 from pipeline.types import Batch
 
+LOADERS: Final[dict[str, Callable[[DilutedSet, ImageSplit, How], Loader]]] = {
+    "resident": open_resident,
+    "dali": open_dali,
+    "ffcv": open_ffcv,
+    "webdataset": open_webdataset,
+}
+ORDERS: Final = ("full", "passes")
+RESIZES: Final = ("antialias", "linear")
+RESIDENT_BYTES: Final = 4 << 30  # of pixels: what "auto" still holds in memory
+_AHEAD: Final = 2  # batches that wait, of loaders that decode
+_EVERY: Final = 64  # of the places that lie ahead, one in so many is looked at: a block is 1,024 of them
+
 
 @runtime_checkable
-class Loader(Protocol):
-    """Makes the images of batches."""
+class Order(Protocol):
+    """Position → example."""
 
-    def bad(self, places: Places) -> Bool[Array, " b"]:
-        """Say which images could not be read."""
+    def __len__(self) -> int: ...
 
-    def images(self, places: Places, example_ids: Int64[Array, " b"]) -> Float32[Tensor, "b c h w"]:
-        """Make a batch of the images at some places."""
-
-    def close(self) -> None:
-        """End whatever runs in the background."""
+    def at(self, positions: Int64[Array, " b"]) -> Places:
+        """Find the examples at some positions."""
 
 
-LOADERS: dict[str, Callable[..., Loader]] = {"resident": Resident}
-
-
-class Batches(Iterator[Batch]):
-    """An endless iterator of training batches; made by `open_batches`.
-
-    Attributes:
-        position: First position of the next global batch: all there is to save for a resume.
-        num_examples: Length of one epoch.
-        num_replaced: Images replaced so far, because they could not be read.
-    """
+class _Maker:
+    """Makes the batch at any position; knows nothing of who asks, so that a thread may hold it."""
 
     def __init__(
         self,
         dataset: DilutedSet,
-        stream: Stream,
+        order: Order,
         loader: Loader,
         *,
         every_copy: bool,
         batch: int,
-        start: int,
         rank: int,
         world_size: int,
     ) -> None:
-        self.dataset = dataset
-        self.stream = stream
+        self.dataset, self.order, self.loader = dataset, order, loader
         self.every_copy = every_copy  # a row carries the labels of all copies of its image
-        self.loader = loader
-        self.batch = batch
-        self.position = start
-        self.rank = rank
-        self.world_size = world_size
-        self.num_replaced = 0
+        self.batch, self.rank, self.world_size = batch, rank, world_size
 
-    @property
-    def num_examples(self) -> int:
-        """Length of one epoch: examples, or images for a stream of images."""
-        return len(self.stream)
+    def places(self, start: int) -> Places:
+        """Return what this rank shows of the global batch that begins at position `start`."""
+        return self.order.at(rank_positions(start, self.batch, rank=self.rank, world_size=self.world_size))
 
-    def rows_at(self, start: int) -> Int64[Array, " b"]:
-        """Return the example ids of the batch that begins at position `start`, without reading an image."""
-        places = self.stream.at(rank_positions(start, self.batch, rank=self.rank, world_size=self.world_size))
-        return self._example_ids(places)
+    def rows(self, places: Places) -> Int64[Array, " b"]:
+        """Return example ids."""
+        ids: Int64[Array, " b"] = places.copies * self.dataset.formula.num_images + places.image_ids
+        return ids
 
-    def __next__(self) -> Batch:
-        """Make the batch at `position` and move on."""
-        positions = rank_positions(self.position, self.batch, rank=self.rank, world_size=self.world_size)
-        places = self.stream.at(positions)
-        bad = self.loader.bad(places)
+    def make(self, start: int) -> Batch:
+        """Make the batch that begins at position `start`."""
+        places = self.places(start)
+        if isinstance(self.order, Passes):  # a few places of a window's length from here on
+            ahead = np.arange(start, start + self.order.window * BLOCK_IMAGES * self.order.reuse, _EVERY)
+            self.loader.expect(self.order.at(ahead))
+        images, bad = self.loader.images(places, self.rows(places))
         if bad.any():
             fill = stand_ins(bad)
-            places = Places(places.epochs[fill], places.image_ids[fill], places.copies[fill])
-            self.num_replaced += int(bad.sum())
-        example_ids = self._example_ids(places)
-        self.position += self.batch
-        images = self.loader.images(places, example_ids)
+            places = Places(*(each[fill] for each in places))
+            images = images[torch.from_numpy(fill).to(images.device)]
         return Batch(
             images,
             self._labels(places).to(images.device, non_blocking=True),
-            torch.from_numpy(example_ids),
+            torch.from_numpy(self.rows(places)),
             torch.from_numpy(np.flatnonzero(bad)),
         )
-
-    def __iter__(self) -> Batches:
-        return self
-
-    def close(self) -> None:
-        """End whatever the loader runs in the background."""
-        self.loader.close()
-
-    def _example_ids(self, places: Places) -> Int64[Array, " b"]:
-        ids: Int64[Array, " b"] = places.copies * self.dataset.formula.num_images + places.image_ids
-        return ids
 
     def _labels(self, places: Places) -> Int64[Tensor, " b"] | Int64[Tensor, "b a"]:
         formula = self.dataset.formula
@@ -122,6 +107,60 @@ class Batches(Iterator[Batch]):
         return torch.from_numpy(labels.astype(np.int64))
 
 
+class Batches(Iterator[Batch]):
+    """An endless iterator of training batches; made by `open_batches`.
+
+    Attributes:
+        num_examples: Length of one epoch: examples, or images for a stream of images.
+        num_replaced: Images replaced so far, because they could not be read.
+        loader: The name of the loader.
+        why: Why it was chosen.
+    """
+
+    def __init__(self, maker: _Maker, *, start: int, ahead: int, loader: str, why: str) -> None:
+        self.batch = maker.batch
+        self.num_examples = len(maker.order)
+        self.num_replaced = 0
+        self.loader, self.why = loader, why
+        self._maker = maker
+        self._position, self._ahead = start, ahead
+        self._made: Ahead[Batch] | None = None
+
+    @property
+    def position(self) -> int:
+        """First position of the next global batch: all there is to save for a resume."""
+        return self._position
+
+    @position.setter
+    def position(self, start: int) -> None:
+        if self._made:
+            self._made.close()
+        self._position, self._made = start, None
+
+    def rows_at(self, start: int) -> Int64[Array, " b"]:
+        """Return the example ids of the batch that begins at position `start`, without reading an image."""
+        return self._maker.rows(self._maker.places(start))
+
+    def __next__(self) -> Batch:
+        """Return the batch at `position` and move on."""
+        if self._ahead and self._made is None:
+            maker, start = self._maker, self._position  # the thread must not hold on to this object
+            self._made = Ahead(lambda number: maker.make(start + number * maker.batch), self._ahead)
+        batch = next(self._made) if self._made else self._maker.make(self._position)
+        self._position += self.batch
+        self.num_replaced += len(batch.replaced)
+        return batch
+
+    def __iter__(self) -> Batches:
+        return self
+
+    def close(self) -> None:
+        """End whatever runs in the background."""
+        if self._made:
+            self._made.close()
+        self._maker.loader.close()
+
+
 def open_batches(
     dataset: DilutedSet,
     *,
@@ -130,7 +169,11 @@ def open_batches(
     start: int = 0,
     stream: Literal["examples", "images"] = "examples",
     images: range | None = None,
+    order: str = "full",
+    window: int = DEFAULT_WINDOW,
+    reuse: int = 1,
     loader: str = "auto",
+    resize: str = "antialias",
     device: str | torch.device = "cpu",
     rank: int = 0,
     world_size: int = 1,
@@ -144,34 +187,77 @@ def open_batches(
         start: Position to begin at; the batches from there on are those of an uninterrupted run.
         stream: "examples" shows every copy with its label; "images" shows every image with all its labels.
         images: Image ids to train on; all by default.
+        order: "full" shuffles all examples; "passes" goes over the images again and again, see `pipeline.passes`.
+        window: Blocks that "passes" mixes with each other.
+        reuse: Labels that "passes" shows of an image for which it is decoded once.
         loader: One of `LOADERS`, or "auto".
+        resize: "antialias", or "linear", which is faster.
         device: Where batches are made.
         rank: This process, in [0, world_size).
         world_size: Number of processes that share each batch.
 
     Raises:
-        UserError: If the loader is unknown or does not fit the data, the batch does not fit, or images are to carry
-            labels that are not theirs.
+        UserError: If a name is unknown, the loader does not fit the data or the order, the batch does not fit, or
+            images are to carry labels that are not theirs.
     """
-    if stream == "images" and dataset.formula.law.adds_images:
+    law = dataset.formula.law
+    if stream == "images" and law.adds_images:
         raise UserError(
-            f"law {dataset.formula.law.name} shows other images as noise: no image has several labels to train on "
+            f"law {law.name} shows other images as noise: no image has several labels to train on "
             "at once; give --method plain"
         )
+    if order not in ORDERS:
+        raise UserError(f"--order {order}: choose one of {', '.join(ORDERS)}")
+    if order == "passes" and law.adds_images:
+        raise UserError(f"law {law.name} shows other images as noise, which have no place in passes; give --order full")
+    if order == "full" and reuse != 1:
+        raise UserError(f"--reuse {reuse} is for --order passes, which shows an image's labels close to each other")
     images = range(dataset.formula.num_images) if images is None else images
-    order = Stream(images, 1 + dataset.formula.alpha if stream == "examples" else 1, seed)
-    check_batch(batch, num_examples=len(order), world_size=world_size)
-    made = _open(loader, dataset, train=True, seed=seed, augmentation=dataset.augmentation, device=device)
-    return Batches(
-        dataset,
-        order,
-        made,
-        every_copy=stream == "images",
-        batch=batch,
-        start=start,
-        rank=rank,
-        world_size=world_size,
-    )
+    copies = 1 + dataset.formula.alpha if stream == "examples" else 1
+    made = Stream(images, copies, seed) if order == "full" else Passes(images, copies, seed, window, reuse)
+    check_batch(batch, num_examples=len(made), world_size=world_size)
+    name, why = choose(loader, dataset)
+    how = How(dataset.augmentation, torch.device(device), seed=seed, keep=_kept(made), blocks=_blocks(made))
+    opened = _open(name, dataset, dataset.train, resize, how)
+    maker = _Maker(dataset, made, opened, every_copy=stream == "images", batch=batch, rank=rank, world_size=world_size)
+    return Batches(maker, start=start, ahead=0 if name == "resident" else _AHEAD, loader=name, why=why)
+
+
+def _kept(order: Order) -> int:
+    """Say how many decoded images are worth keeping: those of a window that is swept over again and again."""
+    return order.window * BLOCK_IMAGES if isinstance(order, Passes) and order.reuse > 1 else 0
+
+
+def _blocks(order: Order) -> int:
+    return order.window if isinstance(order, Passes) else 0
+
+
+def choose(name: str, dataset: DilutedSet) -> tuple[str, str]:
+    """Choose a loader for a data set.
+
+    Args:
+        name: One of `LOADERS`, or "auto".
+        dataset: What to read.
+
+    Returns:
+        Its name and the reason.
+
+    Raises:
+        UserError: If there is no such loader.
+    """
+    if name != "auto":
+        if name not in LOADERS:
+            raise UserError(f"unknown loader '{name}'; the loaders are: auto, {', '.join(LOADERS)}")
+        return name, "asked for"
+    shape = dataset.image_shape
+    num_images = dataset.train.num_images + dataset.test.num_images
+    if shape is not None and num_images * int(np.prod(shape)) <= RESIDENT_BYTES:
+        return "resident", "all pixels fit into memory"
+    if isinstance(dataset.train, ShardSplit) and dataset.train.folder.local is None:
+        return "webdataset", "the shards lie in other storage"
+    if isinstance(dataset.train, ShardSplit) and dataset.train.files.shards[0].name.endswith(".beton"):
+        return "ffcv", "the data lie in a beton"
+    return "dali", "the images are files"
 
 
 class Evaluation:
@@ -209,14 +295,15 @@ class Evaluation:
             copies, ranks = np.divmod(positions, len(self.images))
             places = Places(np.zeros_like(copies), ranks + self.images.start, copies)
             rows = copies * self.formula.num_images + places.image_ids
-            bad = self.loader.bad(places)
-            # What cannot be read is left out and stands in `replaced`: no other is counted twice.
+            images, bad = self.loader.images(places, rows)
+            if bad.any():  # what cannot be read is left out and stands in `replaced`: no other is counted twice
+                images = images[torch.from_numpy(~bad).to(images.device)]
             good = Places(*(each[~bad] for each in places))
             labels = self.source_labels[good.image_ids]
             if self.own_labels:
                 labels = self.formula.labels(good.image_ids, good.copies, labels)
             yield Batch(
-                self.loader.images(good, rows[~bad]),
+                images,
                 torch.from_numpy(labels.astype(np.int64)),
                 torch.from_numpy(rows[~bad]),
                 torch.from_numpy(rows[bad]),
@@ -231,6 +318,7 @@ def open_evaluation(
     stream: Literal["examples", "images"] = "images",
     images: range | None = None,
     loader: str = "auto",
+    resize: str = "antialias",
     device: str | torch.device = "cpu",
     rank: int = 0,
     world_size: int = 1,
@@ -245,6 +333,7 @@ def open_evaluation(
             shows every copy with its own label, rows are example ids.
         images: Image ids to see; all by default.
         loader: One of `LOADERS`, or "auto".
+        resize: "antialias", or "linear", which is faster.
         device: Where batches are made.
         rank: This process, in [0, world_size).
         world_size: Number of processes that share the images.
@@ -257,24 +346,14 @@ def open_evaluation(
     images = range(part.num_images) if images is None else images
     positions = range(len(images) * (1 if stream == "images" else 1 + dataset.formula.alpha))
     share = positions[len(positions) * rank // world_size : len(positions) * (rank + 1) // world_size]
-    made = _open(loader, dataset, train=train, seed=0, augmentation=Augmentation("none"), device=device)
+    how = How(dataset.augmentation.for_evaluation(), torch.device(device), blocks=1)
+    made = _open(choose(loader, dataset)[0], dataset, part, resize, how)
     return Evaluation(
         dataset, train, made, own_labels=stream == "examples", images=images, positions=share, batch=batch
     )
 
 
-def _open(
-    name: str,
-    dataset: DilutedSet,
-    *,
-    train: bool,
-    seed: int,
-    augmentation: Augmentation,
-    device: str | torch.device,
-) -> Loader:
-    if name == "auto":
-        name = "resident"
-    if name not in LOADERS:
-        raise UserError(f"unknown loader '{name}'; the loaders are: auto, {', '.join(LOADERS)}")
-    split = dataset.train if train else dataset.test
-    return LOADERS[name](dataset, split, seed=seed, augmentation=augmentation, device=torch.device(device))
+def _open(name: str, dataset: DilutedSet, split: ImageSplit, resize: str, how: How) -> Loader:
+    if resize not in RESIZES:
+        raise UserError(f"--resize {resize}: choose one of {', '.join(RESIZES)}")
+    return LOADERS[name](dataset, split, dataclasses.replace(how, antialias=resize == "antialias"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32, Int8, Int64, UInt8
+from jaxtyping import Bool, Float32, Int8, Int32, Int64, UInt8
 from numpy import ndarray as Array
 from torch import Tensor
 
@@ -12,8 +12,9 @@ from kernels.crops import flips, shifts
 from kernels.images import gather_shift, normalised_values
 from kernels.white import white_images
 from pipeline.dataset import DamagedImageError, DilutedSet, ImageSplit, MemorySplit, decode
-from pipeline.errors import UserError
 from pipeline.laws import Foreign, White
+from pipeline.loaders.augmented import Augmented
+from pipeline.loaders.types import Decoded, How, Loader, Shown
 from pipeline.sources.types import ArraySplit, Augmentation
 from pipeline.stream import Places
 
@@ -41,11 +42,8 @@ class Resident:
         augmentation: Augmentation,
         device: torch.device,
     ) -> None:
-        if dataset.image_shape is None or augmentation.kind == "window":
-            raise UserError(
-                f"the images of {dataset.name} differ in size; this version trains on data sets of one image size "
-                "only: its shards are for other readers, choose another data set to train on"
-            )
+        if dataset.image_shape is None:
+            raise TypeError("images of differing sizes do not fit into one array")
         self.seed, self.augmentation, self.device = seed, augmentation, device
         self.mean, self.std, self.formula = dataset.mean, dataset.std, dataset.formula
         pixels, damaged = read_pixels(split, dataset.image_shape)
@@ -57,21 +55,23 @@ class Resident:
             self.on_device = torch.from_numpy(pixels).to(device)
             self.table = torch.tensor(normalised_values(self.mean, self.std), device=device)
 
-    def bad(self, places: Places) -> Bool[Array, " b"]:
-        """Say which images could not be read."""
+    def images(
+        self, places: Places, example_ids: Int64[Array, " b"]
+    ) -> tuple[Float32[Tensor, "b c h w"], Bool[Array, " b"]]:
+        """Make a batch of the images at some places, and say which of them could not be read."""
         shown = self.formula.shown(places.image_ids, places.copies)
         bad: Bool[Array, " b"] = self.damaged[shown] & (shown >= 0)
-        return bad
+        return self._images(places, example_ids, shown), bad
 
-    def images(self, places: Places, example_ids: Int64[Array, " b"]) -> Float32[Tensor, "b c h w"]:
-        """Make a batch of the images at some places."""
+    def _images(
+        self, places: Places, example_ids: Int64[Array, " b"], shown: Int64[Array, " b"]
+    ) -> Float32[Tensor, "b c h w"]:
         batch, augmentation = len(example_ids), self.augmentation
         if augmentation.kind == "shift":
             shift = shifts(self.seed, places.epochs, example_ids, augmentation.shift_px)
         else:
             shift = np.zeros((batch, 2), dtype=np.int8)
         flip = flips(self.seed, places.epochs, example_ids) if augmentation.flip else np.zeros(batch, dtype=np.bool_)
-        shown = self.formula.shown(places.image_ids, places.copies)
         pixels = self.pixels
         if isinstance(self.formula.law, White):
             pixels, shown = self._with_noise(shown, example_ids), np.arange(batch)
@@ -98,8 +98,59 @@ class Resident:
         )
         return pixels
 
+    def expect(self, places: Places) -> None:
+        """All images are there already."""
+
     def close(self) -> None:
         """Nothing runs in the background."""
+
+
+class AllDecoded:
+    """Images of any size, all decoded beforehand, by Pillow.
+
+    Args:
+        shown: The images.
+        num_images: How many there are.
+    """
+
+    def __init__(self, shown: Shown, num_images: int) -> None:
+        self._images: list[UInt8[Array, "_h _w _c"] | None] = []
+        self._shapes = shown.shapes(np.arange(num_images))
+        for number in range(num_images):
+            try:
+                self._images.append(decode(shown.item(number)))
+            except DamagedImageError:
+                self._images.append(None)
+
+    def shapes(self, ids: Int64[Array, " b"]) -> Int64[Array, "b 2"]:
+        """Return (height, width) of some images."""
+        shapes: Int64[Array, "b 2"] = self._shapes[ids]  # of headers: some say "cut short" of what still decodes
+        return shapes
+
+    def decode(self, ids: Int64[Array, " b"], bounds: Int32[Array, "b 4"] | None) -> Decoded:
+        """Return some images, whole."""
+        images = [self._images[number] for number in ids.tolist()]
+        nothing = np.zeros((1, 1, 3), dtype=np.uint8)
+        return Decoded(
+            [nothing if image is None else image for image in images],
+            np.zeros((len(ids), 2), dtype=np.int32),
+            np.array([image is None for image in images], dtype=np.bool_),
+        )
+
+    def expect(self, ids: Int64[Array, " b"]) -> None:
+        """All images are there already."""
+
+    def close(self) -> None:
+        """Nothing runs in the background."""
+
+
+def open_resident(dataset: DilutedSet, split: ImageSplit, how: How) -> Loader:
+    """Open the images of a split, all decoded and in memory."""
+    if how.augmentation.kind not in ("window", "centre"):
+        return Resident(dataset, split, seed=how.seed, augmentation=how.augmentation, device=how.device)
+    foreign = dataset.foreign if split is dataset.train else None
+    pixels = AllDecoded(Shown(dataset, split), split.num_images + (foreign.num_images if foreign else 0))
+    return Augmented(pixels, dataset, split, how)
 
 
 def read_pixels(split: ImageSplit, shape: tuple[int, int, int]) -> tuple[UInt8[Array, "n h w c"], Bool[Array, " n"]]:

@@ -9,7 +9,7 @@ from pipeline.errors import UserError
 from pipeline.sources.files import check_classes, class_folders, open_tree
 from pipeline.sources.types import Augmentation, Source
 
-AUGMENTATION: Final = Augmentation("window", flip=True)
+AUGMENTATION: Final = Augmentation("window", flip=True, size_px=224)
 _TESTS: Final = ("test", "val")
 
 

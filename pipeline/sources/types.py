@@ -118,14 +118,21 @@ class Augmentation:
     """How training sees the images of a clean set.
 
     Args:
-        kind: "shift" pads and crops back at a random place, "window" is a random resized crop.
+        kind: "shift" pads and crops back at a random place; "window" is a random resized crop, and in evaluation
+            "centre" resizes the shorter side to 8/7 of the output and crops its centre.
         shift_px: The largest shift, in each direction, of kind "shift".
         flip: Whether half of the images are mirrored left to right.
+        size_px: Height and width of the output of "window" and "centre".
     """
 
-    kind: Literal["shift", "window", "none"]
+    kind: Literal["shift", "window", "centre", "none"]
     shift_px: int = 0
     flip: bool = False
+    size_px: int = 0
+
+    def for_evaluation(self) -> Augmentation:
+        """Return what evaluation does with these images: nothing at random."""
+        return Augmentation("centre", size_px=self.size_px) if self.kind == "window" else Augmentation("none")
 
 
 @dataclass(frozen=True, slots=True)

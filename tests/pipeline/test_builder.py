@@ -328,7 +328,9 @@ def test_a_build_for_ffcv_leaves_one_beton_a_split_and_nothing_else(beton: dict[
     assert set(beton) == betons | indices | {"counts.npz", FILE_NAME}
 
 
-@pytest.mark.parametrize("damage", ["none", "a piece is gone", "a piece was changed", "a piece is cut"])
+@pytest.mark.parametrize(
+    "damage", ["none", "a piece is gone", "a piece was changed", "a piece is cut", "a piece has more"]
+)
 def test_a_beton_is_finished_from_the_pieces_that_an_interrupted_build_left(
     beton: dict[str, bytes], tmp_path: Path, damage: str
 ) -> None:
@@ -344,6 +346,8 @@ def test_a_beton_is_finished_from_the_pieces_that_an_interrupted_build_left(
         pieces[1].write_bytes(b"?" + data[1:])
     elif damage == "a piece is cut":
         pieces[1].write_bytes(data[:-1])
+    elif damage == "a piece has more":
+        pieces[1].write_bytes(data + b"?")
     before = times_of(tmp_path / STATE)
     kept: list[bool] = []
 

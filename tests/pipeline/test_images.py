@@ -144,6 +144,8 @@ BAD = [
     (bomb_png(), "png", "50,000 × 50,000 pixels; allowed are 1 to 89,478,485"),
     (bomb_jpeg(), "jpg", "50,000 × 50,000 pixels; allowed are 1 to 89,478,485"),
     (bomb_png(0, 5), "png", "0 × 5 pixels"),
+    (bomb_png(65_536, 1), "png", "65,536 × 1 pixels; a side has at most 65,535"),
+    (bomb_png(1, 65_536), "png", "1 × 65,536 pixels; a side has at most 65,535"),
     (deep_jpeg(height=0), "jpg", "37 × 0 pixels"),
     (deep_jpeg(bits=12), "jpg", "12 bits a channel; only 8"),
     (deep_jpeg(components=2), "jpg", "2 components; allowed are 1"),

@@ -19,7 +19,7 @@ from pipeline.sources.synthetic import synthetic
 from pipeline.verify import verify
 
 ROOT = Path(__file__).parents[2]
-FORMATS = {
+FORMATS: dict[str, dict[str, Any]] = {
     "webdataset": {},
     "examples": {"index": "examples"},
     "expanded": {"layout": "expanded"},

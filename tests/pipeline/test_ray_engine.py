@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,7 +19,9 @@ from photos import encode, write_tree
 
 from pipeline.builder import build
 from pipeline.dataset import dilute
+from pipeline.errors import UserError
 from pipeline.plan import Options, plan_build
+from pipeline.ray_engine import spread_over_ray
 from pipeline.sources import open_source
 from pipeline.verify import verify
 
@@ -141,8 +144,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_tree(folder / "good", num_train=40)
     write_tree(folder / "bad", num_train=6, more={"train/b/bad.jpg": encode()[:-9]})
     (folder / "script.py").write_text(SCRIPT)
-    mark = f"DILUTE_TEST={uuid.uuid4().hex}"
-    environment = dict([*os.environ.items(), mark.split("=")], RAY_USAGE_STATS_ENABLED="0", PYTHONPATH=str(ROOT))
+    mark = uuid.uuid4().hex
+    environment = {**os.environ, "DILUTE_TEST": mark, "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(ROOT)}
     with every_process_with(mark):
         command = [sys.executable, "script.py", str(folder)]
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
@@ -169,6 +172,13 @@ def test_a_build_whose_node_is_killed_half_way_writes_the_bytes_of_one_process(
     assert verify(folder / "good-out") == []
     assert found["nodes"] == 2
     assert found["done"] == [["write", 2]] * 22
+
+
+def test_a_cluster_that_does_not_answer_is_an_error_at_once() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"  # free again, and nobody listens
+    with pytest.raises(UserError, match=rf"^cannot join a Ray cluster at {address} .*refused.*; see --address$"):
+        spread_over_ray(None, address).__enter__()
 
 
 def test_a_bad_image_is_named_as_by_one_process(folder: Path, found: dict[str, Any]) -> None:

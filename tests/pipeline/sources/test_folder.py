@@ -82,7 +82,7 @@ def test_a_tree_is_described(tmp_path: Path) -> None:
     source = open_source("folder", tmp_path)
     assert source.name == "folder"
     assert source.classes == ("cat", "dog")
-    assert source.augmentation == Augmentation("window", flip=True)
+    assert source.augmentation == Augmentation("window", flip=True, size_px=224)
     assert source.train.labels.dtype == np.uint16
     assert source.train.labels.tolist() == [0, 0, 1]
     assert source.test.labels.tolist() == [0, 1]

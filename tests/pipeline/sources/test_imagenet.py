@@ -172,7 +172,7 @@ def test_all_layouts_hold_the_same_images_in_the_same_order(
     assert content(source) == content(tree)
     assert [name.split()[0] for name in source.classes] == WNIDS
     assert source.name == "imagenet"
-    assert source.augmentation == Augmentation("window", flip=True)
+    assert source.augmentation == Augmentation("window", flip=True, size_px=224)
     assert source.train.labels.dtype == np.uint16
 
 

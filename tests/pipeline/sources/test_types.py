@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy import ndarray as Array
 
 from pipeline.errors import UserError
 from pipeline.sources import SOURCES, ArraySplit, Augmentation, open_source
@@ -22,6 +23,22 @@ def test_an_item_holds_the_raw_pixels_of_its_image() -> None:
     assert len(split) == 3
     assert split.labels.dtype == np.uint16
     assert split.labels.tolist() == [0, 3, 1]
+
+
+def fingerprint(images: Array) -> bytes:
+    split = ArraySplit(images, np.zeros(len(images), dtype=np.int64), num_classes=1, name="some-labels")
+    found: list[bytes] = []
+    split.fingerprint(found.append)
+    return b"".join(found)
+
+
+def test_one_other_pixel_or_another_shape_makes_another_split() -> None:
+    images = np.arange(18, dtype=np.uint8).reshape(3, 2, 3, 1)
+    assert fingerprint(images) == fingerprint(images.copy())
+    changed = images.copy()
+    changed[2, 1, 2, 0] ^= 1
+    others = [changed, images[::-1], images.reshape(3, 3, 2, 1), images.reshape(3, 2, 1, 3), images.reshape(1, 6, 3, 1)]
+    assert len({fingerprint(images), *(fingerprint(np.ascontiguousarray(other)) for other in others)}) == 6
 
 
 @pytest.mark.parametrize(
