@@ -28,7 +28,7 @@ from pipeline.manifest import ENCODINGS, INDEX_DTYPE, File, Manifest, Shard, rea
 from pipeline.sources.types import Item
 from pipeline.storage import Folder, open_folder
 from pipeline.stream import copies_in_pass, expanded_rows
-from pipeline.workers import spread
+from pipeline.workers import Run, spread
 
 _BETON_PART: Final = 2_048  # images that are checked together
 
@@ -68,11 +68,12 @@ class Progress(Protocol):
 
 @dataclass(frozen=True)
 class _Checked:
-    """What all workers share: the manifest, where its files lie, and the formula for their images."""
+    """What all workers share: the manifest, where its files lie, and the formula for their images, or why not."""
 
     manifest: Manifest
     folder: Folder
-    formula: Formula | None = None
+    formula: Formula | None
+    reason: str = ""
 
 
 class _Part(NamedTuple):
@@ -103,18 +104,22 @@ def verify(
     """
     folder = open_folder(where)
     manifest = read_manifest(folder)
-    checked = _Checked(manifest, folder)
+    try:
+        index = read_index(folder, manifest.train.index.name)[: manifest.train.num_images]
+        checked = _Checked(manifest, folder, manifest.formula.bind(_Indexed(index["source"], index["label"])))
+    except Exception as error:  # the index is missing or damaged, which is told below
+        checked = _Checked(manifest, folder, None, str(error))
     problems: list[Problem] = []
     with spread(checked, workers) as run:
         for found in run(_check_file, manifest.files()):
             problems.extend(found)
-    damaged = {problem.file for problem in problems}
-    for split, files in manifest.splits.items():
-        if files.index.name in damaged:
-            continue  # without its index, nothing tells a split's right bytes from wrong ones
-        counts = _check_split(checked, split, workers, problems, progress)
-        if split == "train" and manifest.counts.name not in damaged:
-            problems.extend(_check_counts(checked, counts))
+        damaged = {problem.file for problem in problems}
+        for split, files in manifest.splits.items():
+            if files.index.name in damaged:
+                continue  # without its index, nothing tells a split's right bytes from wrong ones
+            counts = _check_split(run, checked, split, problems, progress)
+            if split == "train" and manifest.counts.name not in damaged:
+                problems.extend(_check_counts(checked, counts))
     return problems
 
 
@@ -129,7 +134,9 @@ def _check_file(checked: _Checked, file: File) -> list[Problem]:
     return []
 
 
-def _check_split(checked: _Checked, split: str, workers: int, problems: list[Problem], progress: Progress) -> Counts:
+def _check_split(
+    run: Run[_Checked], checked: _Checked, split: str, problems: list[Problem], progress: Progress
+) -> Counts:
     """Check the shards of a split record by record; return the realised counts."""
     manifest, files = checked.manifest, checked.manifest.splits[split]
     counts = NO_COUNTS
@@ -142,14 +149,9 @@ def _check_split(checked: _Checked, split: str, workers: int, problems: list[Pro
     if len(outside) and split != "foreign":
         problems.append(Problem(files.index.name, int(outside[0]), "its label is none of the classes"))
         return counts
-    formula = None
-    if split == "train":
-        images = index[: files.num_images]
-        try:
-            formula = manifest.formula.bind(_Indexed(images["source"], images["label"]))
-        except UserError as error:
-            problems.append(Problem(files.index.name, None, str(error)))
-            return counts
+    if split == "train" and checked.formula is None:
+        problems.append(Problem(files.index.name, None, checked.reason))
+        return counts
     parts = []
     covered = 0
     for shard in files.shards:
@@ -163,11 +165,10 @@ def _check_split(checked: _Checked, split: str, workers: int, problems: list[Pro
     if covered != num_rows:
         problems.append(Problem(files.index.name, covered, "this image and those after it are in no shard"))
     check = _check_tar if manifest.format == "webdataset" else _check_beton
-    with spread(_Checked(manifest, checked.folder, formula), workers) as run:
-        for part, (found, cells) in zip(parts, run(check, parts), strict=True):
-            problems.extend(found)
-            counts = counts + cells
-            progress(len(part.records), int(part.records["size"].sum()))
+    for part, (found, cells) in zip(parts, run(check, parts), strict=True):
+        problems.extend(found)
+        counts = counts + cells
+        progress(len(part.records), int(part.records["size"].sum()))
     return counts
 
 
@@ -180,7 +181,7 @@ def _labels(checked: _Checked, part: _Part) -> tuple[list[str], UInt16[Array, "n
     """Compute the names of some records and their labels, one column a copy."""
     source_labels = np.ascontiguousarray(part.records["label"])
     image_ids = np.arange(part.first, part.first + len(part.records))
-    formula = checked.formula
+    formula = checked.formula if part.split == "train" else None
     if formula is None:
         return [f"{image_id:09d}" for image_id in image_ids], source_labels[:, None]
     if checked.manifest.layout == "shared":
@@ -310,7 +311,7 @@ def _check_beton(checked: _Checked, part: _Part) -> tuple[list[Problem], Counts]
             problems.append(Problem(name, part.first + row, reason))
     if part.first == 0:
         index = read_index(folder, checked.manifest.splits[part.split].index.name)
-        formula = checked.formula
+        formula = checked.formula if part.split == "train" else None
 
         def labels_of(image_ids: Int64[Array, " b"]) -> UInt16[Array, "b copies"]:
             source_labels = np.ascontiguousarray(index["label"][image_ids])
