@@ -18,6 +18,9 @@ ELSEWHERE = {
     "tools/test --fast",
     "tools/setup",
     "tools/reproduce digits",
+    "tools/setup --peers",
+    "tools/bench build",
+    "tools/bench load",
     "source .venv/bin/activate",
 }
 SHORT = "--examples 1024 --eval-every 1024"
@@ -66,7 +69,7 @@ def test_every_flag_that_the_readme_names_exists() -> None:
     flags: dict[str, set[str]] = {}
     for words in map(shlex.split, commands()):
         flags.setdefault(words[0], set()).update(word for word in words if word.startswith("--"))
-    del flags["tools/test"]  # a shell script whose flags its own header lists
+    del flags["tools/test"], flags["tools/setup"]  # shell scripts whose flags their own headers list
     for program, named in flags.items():
         if named:
             path = ROOT / (".venv/bin/train" if program == "train" else program)

@@ -1,6 +1,8 @@
 import csv
+import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -8,8 +10,14 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 
-from benchmarks import measure  # noqa: E402
-from benchmarks.measure import FIELDS, Variant  # noqa: E402
+from benchmarks import build, load, measure, picture  # noqa: E402
+from benchmarks.measure import FIELDS, Settings, Variant  # noqa: E402
+
+from pipeline.builder import build as write  # noqa: E402
+from pipeline.dataset import dilute  # noqa: E402
+from pipeline.errors import UserError  # noqa: E402
+from pipeline.plan import Options, plan_build  # noqa: E402
+from pipeline.sources import open_source  # noqa: E402
 
 
 def bench(*arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -69,13 +77,98 @@ def test_an_unknown_stage_lists_the_menu() -> None:
     done = bench("lables")
     assert done.returncode == 2
     assert done.stderr.startswith("error:")
-    assert "labels, order, build, open, load, train" in done.stderr
+    assert "labels, order, build, open, load, load-alpha, load-small, train" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["open", "load"])
+@pytest.mark.parametrize("stage", ["open", "load-small"])
 def test_a_stage_runs_and_shows_every_variant(stage: str) -> None:
     done = bench(stage, "--rounds", "3", "--no-save", "--batch", "256")
     assert done.returncode == 0, done.stderr
     assert "ours/" in done.stdout
+
+
+def test_a_process_runs_once_for_all_that_is_shown_of_it(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    line = {"images": 50, "seconds": 2.0, "first_batch_s": 0.25, "cpu_s": 3.0, "peak_mb": 80.0}
+    script.write_text(f"open({str(tmp_path / 'runs')!r}, 'a').write('.'); print('noise'); print({json.dumps(line)!r})")
+    shown = load.Process("ours/a", [sys.executable, str(script)], 1).variants(None)
+    rows = measure.measure("load", shown, 3)
+    assert [(row["unit"], float(row["p50"])) for row in rows] == [
+        ("images/s", 25),
+        ("cpu-s/1000", 60),
+        ("s", 0.25),
+        ("MB", 80),
+    ]
+    assert (tmp_path / "runs").read_text() == "." * 4
+
+
+def test_a_process_that_fails_says_why() -> None:
+    process = load.Process("peer/b", [sys.executable, "-c", "raise ValueError('no tape in the drive')"], 1)
+    with pytest.raises(UserError, match=r"peer/b failed: ValueError: no tape in the drive; to see all of it: taskset"):
+        process.start()
+
+
+def test_a_run_times_its_batches_and_counts_the_cpu_time_of_workers(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"""
+import multiprocessing, sys, time
+sys.path.insert(0, {str(load.SCRIPTS)!r})
+from one_run import one_run
+
+def spin(seconds):
+    end = time.process_time() + seconds
+    while time.process_time() < end:
+        pass
+
+def loader():
+    time.sleep(0.2)
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        while True:
+            yield pool.apply(spin, [0.05])
+
+one_run(loader, 7, 10)
+"""
+    )
+    process = load.Process("ours/a", [sys.executable, str(script)], 1)
+    process.start()
+    found = process.found
+    assert found["images"] == 70
+    assert found["first_batch_s"] >= 0.25
+    assert found["seconds"] >= 0.5
+    assert 0.45 <= found["cpu_s"] <= found["seconds"] + 0.1  # ticks of 10 ms; one process works at a time
+    assert found["peak_mb"] > 10
+
+
+def test_shards_that_are_not_cropped_are_sent_to_the_other_stage(tmp_path: Path) -> None:
+    source = open_source("mnist5k")
+    write(plan_build(source, dilute(source, alpha=1, clean=20), Options(check="none")), tmp_path / "digits")
+    with pytest.raises(UserError, match="load-small"):
+        load.shards_of(tmp_path / "digits")
+
+
+def test_the_picture_shows_whole_loaders(tmp_path: Path) -> None:
+    numbers = {**dict.fromkeys(FIELDS, "?"), "p50": "2", "p20": "1", "p80": "3"}
+    rows = [
+        {**numbers, "variant": variant, "unit": unit}
+        for variant in ("ours/dali", "ours/dali-reuse-8", "peer/dali", "limit/decode-dali", "ours/dali-until-read")
+        for unit in ("examples/s" if "reuse" in variant else "images/s", "s", "cpu-s/1000", "MB")
+    ]
+    picture.draw(rows, tmp_path / "load.png")
+    assert (tmp_path / "load.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_every_script_of_stage_load_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(build, "IMAGES", 40)
+    data = load.lay_out(build.synthetic_tree(), tmp_path, 2)
+    commands = load.commands(data)
+    first = {line[1]: name for name, line in reversed(commands.items())}  # of each script
+    for name in {*first.values(), "ours/dali-until-decode", "ours/dali-reuse-8", "limit/decode-dali"}:
+        process = load.process(name, commands[name], Settings(None, "", 8, 2, 3), batches=3)
+        process.start()
+        assert process.found["images"] >= 24, name
+        assert process.found["seconds"] > 0, name

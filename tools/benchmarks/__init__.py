@@ -7,10 +7,10 @@ from typing import Final
 
 from benchmarks.measure import Settings, Variant
 
-STAGES: Final = ("labels", "order", "build", "open", "load", "train")
+STAGES: Final = ("labels", "order", "build", "open", "load", "load-alpha", "load-small", "train")
 
 
 def variants(stage: str, settings: Settings) -> list[Variant]:
     """Prepare a stage; only its own libraries are imported, so that a usage error answers at once."""
-    found: list[Variant] = import_module(f"benchmarks.{stage}").variants(settings)
+    found: list[Variant] = import_module(f"benchmarks.{stage.replace('-', '_')}").variants(settings)
     return found

@@ -64,7 +64,7 @@ class Variant:
     """One thing to measure.
 
     Args:
-        name: ours/NAME, peer/NAME or limit/NAME.
+        name: ours/NAME, peer/NAME or limit/NAME; once for each unit.
         unit: What is counted, such as "labels/s"; "ms" for a duration; anything else is what `run` returns.
         run: Does the work once and returns how much it did; a duration counts 1.
         against: The variant of the same unit that the table compares it with.
@@ -80,7 +80,7 @@ class Variant:
 
 def measure(stage: str, variants: list[Variant], rounds: int) -> list[dict[str, Any]]:
     """Run all variants in turn, `rounds` times after a warm-up, and return one row for each."""
-    samples: dict[str, list[float]] = {variant.name: [] for variant in variants}
+    samples: dict[tuple[str, str], list[float]] = {(variant.name, variant.unit): [] for variant in variants}
     for round_number in range(rounds + 1):
         for variant in variants:
             variant.prepare()
@@ -89,7 +89,7 @@ def measure(stage: str, variants: list[Variant], rounds: int) -> list[dict[str, 
             amount = variant.run()
             timed = amount if isinstance(amount, Timed) else Timed(amount, time.perf_counter() - start)
             if round_number:  # the first round compiles and warms caches
-                samples[variant.name].append(_value(timed, variant.unit))
+                samples[variant.name, variant.unit].append(_value(timed, variant.unit))
     shared: dict[str, Any] = {
         "run": uuid.uuid4().hex[:8],
         "stage": stage,
@@ -101,7 +101,7 @@ def measure(stage: str, variants: list[Variant], rounds: int) -> list[dict[str, 
     }
     rows = []
     for variant in variants:
-        values = samples[variant.name]
+        values = samples[variant.name, variant.unit]
         low, high = np.percentile(values, [20, 80])
         numbers = {"p50": f"{median(values):.5g}", "p20": f"{low:.5g}", "p80": f"{high:.5g}"}
         rows.append({**shared, "variant": variant.name, "unit": variant.unit, **numbers})
@@ -134,12 +134,12 @@ def show(rows: list[dict[str, Any]], variants: list[Variant]) -> None:
     from rich.table import Table
 
     table = Table("variant", "median", "p20 to p80", "unit", "compared")
-    by_name = {row["variant"]: row for row in rows}
+    found = {(row["variant"], row["unit"]): row for row in rows}
     for variant in variants:
-        row = by_name[variant.name]
+        row = found[variant.name, variant.unit]
         compared = ""
         if variant.against:
-            ratio = float(row["p50"]) / float(by_name[variant.against]["p50"])
+            ratio = float(row["p50"]) / float(found[variant.against, variant.unit]["p50"])
             compared = f"{ratio:.2f} × {variant.against}"
         spread = f"{float(row['p20']):,.4g} to {float(row['p80']):,.4g}"
         table.add_row(variant.name, f"{float(row['p50']):,.4g}", spread, variant.unit, compared)

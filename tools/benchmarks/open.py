@@ -62,7 +62,7 @@ def _imagenet_size(folder: Path) -> None:
         image_shape=None,
         mean=(0.485, 0.456, 0.406),
         std=(0.229, 0.224, 0.225),
-        augmentation=Augmentation("window", flip=True),
+        augmentation=Augmentation("window", flip=True, size_px=224),
         num_right=0,
         counts=File("counts.npz", 0, "0" * 64),
         info=File("_info.json", 0, "0" * 64),

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from benchmarks.load import Expanded, dataset_of
+from benchmarks.load_small import Expanded, dataset_of
 from benchmarks.measure import Settings, Variant
 from pipeline.dataset import DilutedSet
 from pipeline.loaders import open_batches
