@@ -64,13 +64,12 @@ class DaliPixels:
         for row, number in enumerate(ids.tolist()):
             try:
                 item = self._shown.item(number)
+                if parses(item):
+                    files.append((row, item))
+                else:
+                    images[row] = decode(item)
             except DamagedImageError:
                 bad[row] = True
-                continue
-            if item.encoding == "raw":
-                images[row] = decode(item)
-            else:
-                files.append((row, item))
         rows = np.array([row for row, _ in files], dtype=np.int64)
         windows = None if bounds is None else bounds[rows]
         for row, image in zip(rows.tolist(), self._decode([item for _, item in files], windows), strict=True):
@@ -154,6 +153,32 @@ class DaliPixels:
             pipeline.build()
             self._pipelines[windowed] = pipeline
         return self._pipelines[windowed]
+
+
+def parses(item: Item) -> bool:
+    """Say whether DALI may be shown a file: whether markers (chunks) follow each other up to its pixels.
+
+    Where they do not, DALI raises an error while its threads still work on the batch, which ends the process.
+    """
+    data, at = item.data, 2
+    try:
+        if item.encoding == "jpg":
+            while data[at] == 0xFF:
+                while data[at + 1] == 0xFF:  # any number of them may stand before a marker
+                    at += 1
+                if data[at + 1] == 0xDA:
+                    return True
+                at += 2 + max(2, int.from_bytes(data[at + 2 : at + 4]))
+        elif item.encoding == "png":
+            at = 8
+            while data[at + 4 : at + 8] != b"IEND":
+                if at >= len(data):
+                    return False
+                at += 12 + int.from_bytes(data[at : at + 4])
+            return True
+    except IndexError:
+        return False
+    return item.encoding == "webp"
 
 
 def dali_modules() -> tuple[Any, Any, Any]:

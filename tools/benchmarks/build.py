@@ -35,8 +35,8 @@ from pipeline.workers import Run, spread
 IMAGES: Final = 2_000
 TIMES: Final = 10
 ALPHA: Final = 50
-EXPANDED_ALPHA: Final = 1  # every image twice: the rate counts examples
 SMALL_SHARD: Final = 125  # so that both workers have enough of the 2,000 images
+EXPANDED: Final = 10_000  # examples, for both who write every one of them
 FEW: Final = 1_000  # for what takes long
 ROOT: Final = Path(__file__).resolve().parents[2]
 
@@ -113,7 +113,7 @@ def variants(settings: Settings) -> list[Variant]:
         Variant(
             "ours/tar-expanded",
             "examples/s",
-            ours(listed, EXPANDED_ALPHA, layout="expanded"),
+            ours(once, EXPANDED // IMAGES - 1, layout="expanded", shard_images=EXPANDED // 10),
             "peer/webdataset-every-example",
             clear,
         ),
@@ -181,13 +181,13 @@ def _shard_writer(files: list[str], labels: Array, out: Path) -> float:
     import webdataset
 
     with webdataset.ShardWriter(str(out / "peer-%06d.tar"), maxcount=2_048, verbose=False) as writer:
-        for example in range(2 * FEW):
+        for example in range(EXPANDED):
             number = example % len(files)
             data = Path(files[number]).read_bytes()
             writer.write({"__key__": f"{example:012d}", "jpg": data, "cls": int(labels[number, example % 51])})
     for path in out.glob("peer-*.tar"):
         _sync(path)
-    return 2 * FEW
+    return EXPANDED
 
 
 class _Pictures:
