@@ -68,7 +68,7 @@ def train(
         ),
     ] = None,
     window: Annotated[
-        int | None, Option(help="Blocks of 1,024 images that order passes mixes with each other [default: 16]")
+        int | None, Option(help="Blocks of 1,024 images that order passes mixes [default: 16; with --reuse 1]")
     ] = None,
     reuse: Annotated[
         int | None, Option(help="Labels that order passes shows of an image for which it is decoded once [default: 1]")

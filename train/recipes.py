@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from pipeline.errors import UserError
-from pipeline.passes import DEFAULT_WINDOW
 from train.learner import OPTIMIZERS, PRECISIONS
 from train.methods import METHODS
 from train.models import MODELS
@@ -36,7 +35,7 @@ class Recipe:
         method: One of `METHODS`.
         loader: One of the loaders, or "auto".
         order: "full" or "passes".
-        window: Blocks of 1,024 images that order "passes" mixes.
+        window: Blocks of 1,024 images that order "passes" mixes; None is the loaders' default.
         reuse: Labels that order "passes" shows of an image for which it is decoded once.
         resize: "antialias" or "linear".
         batch: Examples (images) a step.
@@ -71,7 +70,7 @@ class Recipe:
     method: str = "plain"
     loader: str = "auto"
     order: str = "full"
-    window: int = DEFAULT_WINDOW
+    window: int | None = None
     reuse: int = 1
     resize: str = "antialias"
     batch: int = 512

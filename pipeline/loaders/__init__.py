@@ -170,7 +170,7 @@ def open_batches(
     stream: Literal["examples", "images"] = "examples",
     images: range | None = None,
     order: str = "full",
-    window: int = DEFAULT_WINDOW,
+    window: int | None = None,
     reuse: int = 1,
     loader: str = "auto",
     resize: str = "antialias",
@@ -188,7 +188,8 @@ def open_batches(
         stream: "examples" shows every copy with its label; "images" shows every image with all its labels.
         images: Image ids to train on; all by default.
         order: "full" shuffles all examples; "passes" goes over the images again and again, see `pipeline.passes`.
-        window: Blocks that "passes" mixes with each other.
+        window: Blocks that "passes" mixes with each other; by default 16, and 1 with a reuse, which keeps a window's
+            images decoded (ImageNet's: some 600 MB a block).
         reuse: Labels that "passes" shows of an image for which it is decoded once.
         loader: One of `LOADERS`, or "auto".
         resize: "antialias", or "linear", which is faster.
@@ -214,6 +215,8 @@ def open_batches(
         raise UserError(f"--reuse {reuse} is for --order passes, which shows an image's labels close to each other")
     images = range(dataset.formula.num_images) if images is None else images
     copies = 1 + dataset.formula.alpha if stream == "examples" else 1
+    if window is None:
+        window = DEFAULT_WINDOW if reuse == 1 else 1
     made = Stream(images, copies, seed) if order == "full" else Passes(images, copies, seed, window, reuse)
     check_batch(batch, num_examples=len(made), world_size=world_size)
     name, why = choose(loader, dataset)

@@ -16,6 +16,7 @@ from kernels.jit import MAX_THREADS
 from pipeline.dataset import DilutedSet, ImageSplit, decode
 from pipeline.errors import DamagedImageError, UserError
 from pipeline.loaders.augmented import Augmented
+from pipeline.loaders.dali_files import parses
 from pipeline.loaders.dali_graph import MAX_BATCH, DaliGraph
 from pipeline.loaders.kept import Kept
 from pipeline.loaders.types import Decoded, How, Loader, Shown
@@ -153,32 +154,6 @@ class DaliPixels:
             pipeline.build()
             self._pipelines[windowed] = pipeline
         return self._pipelines[windowed]
-
-
-def parses(item: Item) -> bool:
-    """Say whether DALI may be shown a file: whether markers (chunks) follow each other up to its pixels.
-
-    Where they do not, DALI raises an error while its threads still work on the batch, which ends the process.
-    """
-    data, at = item.data, 2
-    try:
-        if item.encoding == "jpg":
-            while data[at] == 0xFF:
-                while data[at + 1] == 0xFF:  # any number of them may stand before a marker
-                    at += 1
-                if data[at + 1] == 0xDA:
-                    return True
-                at += 2 + max(2, int.from_bytes(data[at + 2 : at + 4]))
-        elif item.encoding == "png":
-            at = 8
-            while data[at + 4 : at + 8] != b"IEND":
-                if at >= len(data):
-                    return False
-                at += 12 + int.from_bytes(data[at : at + 4])
-            return True
-    except IndexError:
-        return False
-    return item.encoding == "webp"
 
 
 def dali_modules() -> tuple[Any, Any, Any]:

@@ -15,9 +15,11 @@ from torch import Tensor
 
 from kernels.jit import MAX_THREADS
 from pipeline.crops import Crops, centre_crops, random_crops
-from pipeline.dataset import DilutedSet, ImageSplit
-from pipeline.encode import for_webdataset
+from pipeline.dataset import DilutedSet, ImageSplit, decode
 from pipeline.errors import DamagedImageError
+from pipeline.formats.png import encode_png
+from pipeline.loaders.augmented import rgb
+from pipeline.loaders.dali_files import parses
 from pipeline.loaders.types import How, Shown
 from pipeline.sources.types import Item
 from pipeline.stream import Places
@@ -53,13 +55,17 @@ class DaliGraph:
         shapes, size = self.shown.shapes(shown), self.how.augmentation.size_px
         if self.how.augmentation.kind == "window":
             flip = self.how.augmentation.flip
-            crops = random_crops(self.how.seed, places.epochs, example_ids, shapes, size=size, flip=flip)
+            known = np.maximum(shapes, 1)
+            crops = random_crops(self.how.seed, places.epochs, example_ids, known, size=size, flip=flip)
         else:
-            crops = centre_crops(shapes, size=size)
+            crops = centre_crops(np.maximum(shapes, 1), size=size)
         items: list[Item | None] = []
-        for number in shown.tolist():
+        for number, shape in zip(shown.tolist(), shapes.tolist(), strict=True):
+            if not all(shape):  # its header cannot be read
+                items.append(None)
+                continue
             try:
-                items.append(for_webdataset(self.shown.item(number)))  # as a file, also where pixels are stored raw
+                items.append(_file(self.shown.item(number)))
             except DamagedImageError:
                 items.append(None)
         try:
@@ -121,7 +127,9 @@ class DaliGraph:
             starts = fn.external_source(name="starts", dtype=types.FLOAT, ndim=1)
             ends = fn.external_source(name="ends", dtype=types.FLOAT, ndim=1)
             mirrors = fn.external_source(name="mirrors", dtype=types.INT32, ndim=0)
-            images = fn.decoders.image(files, device="mixed" if gpu else "cpu", output_type=types.RGB)
+            images = fn.decoders.image(
+                files, device="mixed" if gpu else "cpu", output_type=types.RGB, adjust_orientation=False
+            )
             images = fn.resize(
                 images,
                 size=[size, size],
@@ -142,3 +150,15 @@ class DaliGraph:
             pipeline.set_outputs(images)
         pipeline.build()
         return pipeline
+
+
+def _file(item: Item) -> Item:
+    """Return a file that DALI may be shown: the item's own, or a PNG of its pixels.
+
+    Raises:
+        DamagedImageError: If it does not decode.
+    """
+    if item.encoding != "raw" and parses(item):
+        return item
+    pixels = rgb(decode(item))
+    return Item(encode_png(pixels), "png", *pixels.shape)
