@@ -22,7 +22,7 @@ from pipeline.types import Batch
 BATCH = 24
 KINDS = [("photos", where) for where in WHERE]
 KINDS += [(kind, where) for kind in ("grey", "foreign", "white") for where in ("memory", "tar", "beton")]
-FAST = {("photos", "tar"), ("photos", "beton"), ("grey", "tar"), ("foreign", "tar"), ("white", "memory")}
+FAST = {("photos", "tar"), ("photos", "beton"), ("grey", "tar")}
 
 
 def cases(extra: Iterable[Any], fast: Any) -> list[Any]:
