@@ -187,7 +187,7 @@ def _build(
 ) -> Manifest | None:
     good = plan if plan.options.on_bad == "error" else _without_bad(plan, folder, workers, progress)
     job = Job(good, folder)
-    tasks = [task for split in good.splits for task in _tasks(good, split)]
+    tasks = [task for split in good.splits for task in _tasks(good, split, good.num_rows(split))]
     joined = [split for split in good.splits if plan.options.format == "ffcv" and _is_joined(job, split)]
     left = [task for task in tasks if task.split not in joined]
     with engine(job) if engine else spread(job, workers) as run:
@@ -200,9 +200,8 @@ def _build(
 # ---- what to write ----
 
 
-def _tasks(plan: Plan, split: str) -> list[Task]:
+def _tasks(plan: Plan, split: str, num_rows: int) -> list[Task]:
     size = plan.options.shard_images
-    num_rows = plan.num_rows(split)
     return [
         Task(split, number, range(first, min(first + size, num_rows)))
         for number, first in enumerate(range(0, num_rows, size))
@@ -225,11 +224,7 @@ def _without_bad(plan: Plan, folder: Folder, workers: int, progress: Progress) -
     name = f"{STATE}/quarantine.json"
     if folder.size(name) is None:
         bad: dict[str, list[tuple[int, str]]] = {split: [] for split in plan.splits}
-        tasks = [
-            Task(split, number, range(first, min(first + plan.options.shard_images, images.num_images)))
-            for split, images in plan.splits.items()
-            for number, first in enumerate(range(0, images.num_images, plan.options.shard_images))
-        ]
+        tasks = [task for split, images in plan.splits.items() for task in _tasks(plan, split, images.num_images)]
         with spread(Job(plan, folder), workers) as run:
             for task, found in zip(tasks, run(_find_bad, tasks), strict=True):
                 bad[task.split] += found

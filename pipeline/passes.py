@@ -17,9 +17,9 @@ from jaxtyping import Int64
 from numpy import ndarray as Array
 
 from kernels.permutation import Permutation, permutation
-from kernels.philox import BLOCK_ORDER, COPY_ORDER, WINDOW_ORDER, blocks
+from kernels.philox import BLOCK_ORDER, WINDOW_ORDER
 from pipeline.errors import UserError
-from pipeline.stream import Places
+from pipeline.stream import Places, copies_in_pass
 
 BLOCK_IMAGES: Final = 1_024
 DEFAULT_WINDOW: Final = 16
@@ -77,8 +77,14 @@ class Passes:
                 size = int(ends[inside][0] - starts[inside][0])
                 place[inside] = _window_order(size, self.seed, coordinate)(place[inside])
             ranks[here] = self._ranks(order, starts + place)
-            copies[here] = self._first_copies(epoch, ranks[here]) + number * self.reuse + sweep
-        return Places(epochs, ranks + self.images.start, copies % self.num_copies)
+            copies[here] = copies_in_pass(
+                number * self.reuse + sweep,
+                ranks[here] + self.images.start,
+                num_copies=self.num_copies,
+                seed=self.seed,
+                epoch=epoch,
+            )
+        return Places(epochs, ranks + self.images.start, copies)
 
     @property
     def num_blocks(self) -> int:
@@ -97,13 +103,6 @@ class Passes:
         slots, inside = np.divmod(places + (places >= short) * self._missing, BLOCK_IMAGES)
         ranks: Int64[Array, " b"] = order.blocks(slots) * BLOCK_IMAGES + inside
         return ranks
-
-    def _first_copies(self, epoch: int, ranks: Int64[Array, " b"]) -> Int64[Array, " b"]:
-        """Draw the copy that each image shows first; the others follow in turn."""
-        image_ids = (ranks + self.images.start).astype(np.uint64)
-        words = blocks(self.seed, COPY_ORDER, image_ids, epoch)[:, 0].astype(np.uint64)
-        copies: Int64[Array, " b"] = (words * np.uint64(self.num_copies) >> np.uint64(32)).astype(np.int64)
-        return copies
 
     @property
     def _missing(self) -> int:

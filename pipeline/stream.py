@@ -68,7 +68,7 @@ def _order(size: int, seed: int, epoch: int) -> Permutation:
 
 
 def copies_in_pass(
-    number: int | Int64[Array, " n"], image_ids: Int64[Array, " n"], *, num_copies: int, seed: int = 0
+    number: int | Int64[Array, " n"], image_ids: Int64[Array, " n"], *, num_copies: int, seed: int = 0, epoch: int = 0
 ) -> Int64[Array, " n"]:
     """Say which copy of each image a pass over the images shows.
 
@@ -80,8 +80,9 @@ def copies_in_pass(
         image_ids: The images.
         num_copies: 1 + α.
         seed: 64 bits; 0 for what lies on disk.
+        epoch: Of a stream; each begins at copies of its own.
     """
-    first = blocks(seed, COPY_ORDER, image_ids.astype(np.uint64))[:, 0].astype(np.uint64) * np.uint64(num_copies)
+    first = blocks(seed, COPY_ORDER, image_ids.astype(np.uint64), epoch)[:, 0].astype(np.uint64) * np.uint64(num_copies)
     copies: Int64[Array, " n"] = ((first >> np.uint64(32)).astype(np.int64) + number) % num_copies
     return copies
 

@@ -10,15 +10,14 @@ import numpy as np
 from jaxtyping import Float64, Int64, UInt16
 from numpy import ndarray as Array
 
-from kernels.labels import uniform_at, uniform_rows
 from kernels.permutation import Permutation, permutation
 from kernels.philox import FOREIGN
 from pipeline.errors import UserError
-from pipeline.laws.law import Law
+from pipeline.laws.uniform import UniformLabels
 
 
 @dataclass(frozen=True)
-class OtherImages(Law):
+class OtherImages(UniformLabels):
     """Copy 0 shows the clean image under its source label; copies 1..α show other images under uniform labels.
 
     The labels are those of law uniform. The other images are of none of the K classes, so that none of their labels is
@@ -27,31 +26,6 @@ class OtherImages(Law):
     """
 
     adds_images: ClassVar[bool] = True
-
-    def rows(
-        self,
-        seed: int,
-        image_ids: Int64[Array, " n"],
-        classes: UInt16[Array, " n"],
-        *,
-        num_classes: int,
-        alpha: int,
-    ) -> UInt16[Array, "n a"]:
-        """Draw the labels of copies 1..alpha of each image."""
-        return uniform_rows(seed, image_ids, num_classes=num_classes, alpha=alpha)
-
-    def at(
-        self,
-        seed: int,
-        image_ids: Int64[Array, " b"],
-        copies: Int64[Array, " b"],
-        classes: UInt16[Array, " b"],
-        *,
-        num_classes: int,
-        alpha: int,
-    ) -> UInt16[Array, " b"]:
-        """Draw the labels of some (image_id, copy) pairs, copy ≥ 1."""
-        return uniform_at(seed, image_ids, copies, num_classes=num_classes)
 
     def matrix(self, alpha: int, num_classes: int) -> Float64[Array, "k k"]:
         """Return the identity: an example whose image has a class carries its source label."""

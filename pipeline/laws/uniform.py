@@ -13,14 +13,8 @@ from kernels.labels import uniform_at, uniform_rows
 from pipeline.laws.law import Law
 
 
-@dataclass(frozen=True)
-class Uniform(Law):
-    """Every noisy label is uniform over all K classes, the true one included.
-
-    Source: Rolnick et al. 2017, section on uniform noise (the H_α formula sums over all classes).
-    """
-
-    name: ClassVar[str] = "uniform"
+class UniformLabels(Law):
+    """A law whose noisy labels are drawn from all K classes, the true one included, each as likely."""
 
     def rows(
         self,
@@ -46,6 +40,16 @@ class Uniform(Law):
     ) -> UInt16[Array, " b"]:
         """Draw the labels of some (image_id, copy) pairs, copy ≥ 1."""
         return uniform_at(seed, image_ids, copies, num_classes=num_classes)
+
+
+@dataclass(frozen=True)
+class Uniform(UniformLabels):
+    """Every noisy label is uniform over all K classes, the true one included.
+
+    Source: Rolnick et al. 2017, section on uniform noise (the H_α formula sums over all classes).
+    """
+
+    name: ClassVar[str] = "uniform"
 
     def matrix(self, alpha: int, num_classes: int) -> Float64[Array, "k k"]:
         """Return (I + α/K) / (1 + α)."""
