@@ -6,15 +6,17 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
+
+from pipeline.direct import DirectFile
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Write a file that takes the place of `path` when the block ends, on disk and at once."""
+    """Write a file, from start to end, that takes the place of `path` when the block ends, on disk and at once."""
     part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        yield file
+    with DirectFile(part) as file:
+        yield cast(BinaryIO, file)
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from pipeline.errors import DamagedImageError, UserError
 from pipeline.formats.beton import write_beton
 from pipeline.formats.hashed import hashed_file, write_hashed
 from pipeline.formats.tar import write_shard
-from pipeline.formats.types import Record, index_of, index_row
+from pipeline.formats.types import Record
 from pipeline.images import check_item
 from pipeline.laws import law_array
 from pipeline.manifest import (
@@ -42,6 +41,7 @@ from pipeline.manifest import (
     read_manifest,
     to_json,
 )
+from pipeline.pieces import StoredImages, pieces_are_intact, write_pieces
 from pipeline.plan import Plan, name_image
 from pipeline.storage import Folder, LocalFolder, open_folder
 from pipeline.stream import expanded_rows
@@ -188,10 +188,8 @@ def _build(
     good = plan if plan.options.on_bad == "error" else _without_bad(plan, folder, workers, progress)
     job = Job(good, folder)
     tasks = [task for split in good.splits for task in _tasks(good, split, good.num_rows(split))]
-    joined = [split for split in good.splits if plan.options.format == "ffcv" and _is_joined(job, split)]
-    left = [task for task in tasks if task.split not in joined]
     with engine(job) if engine else spread(job, workers) as run:
-        for images, num_bytes in run(finish_shard, left[part[0] - 1 :: part[1]]):
+        for images, num_bytes in run(finish_shard, tasks[part[0] - 1 :: part[1]]):
             progress("write", images, num_bytes)
     with turn(folder):
         return _publish(job, tasks, plan.describe())
@@ -282,18 +280,13 @@ def _write_tar(job: Job, task: Task) -> State:
 
 
 def _write_pieces(job: Job, task: Task) -> State:
-    """Write the images of a part of a beton one after the other; the beton is put together when all sizes are known."""
+    """Look at the images of a part of a beton, which is put together when the sizes of all are known."""
     image_ids = np.arange(task.rows.start, task.rows.stop)
-    rows, offset = [], 0
-    path = _pieces(job, task)
-    with path.open("wb") as file:
-        for record in _records(job.plan, task.split, image_ids, [""] * len(image_ids)):
-            rows.append(index_row(record, offset, zlib.crc32(record.item.data)))
-            offset += file.write(record.item.data)
-    index = index_of(rows)
+    records = _records(job.plan, task.split, image_ids, [""] * len(image_ids))
+    index, kept = write_pieces(_pieces(job, task), records)
     labels = labels_of(job.plan, task.split, image_ids)
     counts = Counts.of(np.ascontiguousarray(index["label"]), labels)
-    return State(files=[], index=index, **counts._asdict())
+    return State(files=[], index=index, kept=kept, **counts._asdict())
 
 
 def _pieces(job: Job, task: Task) -> Path:
@@ -305,14 +298,15 @@ def _records(plan: Plan, name: str, image_ids: Int64[Array, " n"], keys: list[st
     source_ids, source_labels = split.source_ids[image_ids].tolist(), split.source_labels[image_ids].tolist()
     for key, image_id, source, source_label in zip(keys, image_ids.tolist(), source_ids, source_labels, strict=True):
         try:
-            item = plan.stored(split.item(image_id))
+            found = split.item(image_id)
+            item = plan.stored(found)
         except DamagedImageError as error:
             flag = "--on-bad skip" if plan.options.on_bad == "error" else "--check decode"
             raise UserError(
                 f"{name} image {name_image(split, image_id)['name']}: {error}; mend or remove it, "
                 f"or give {flag} to leave out all images like it"
             ) from error
-        yield Record(key, item, source, source_label)
+        yield Record(key, item, source, source_label, item.data is found.data)
 
 
 def _load_state(job: Job, task: Task) -> State | None:
@@ -321,7 +315,7 @@ def _load_state(job: Job, task: Task) -> State | None:
     if state is None:
         return None
     if job.plan.options.format == "ffcv":
-        intact = _pieces_are_intact(_pieces(job, task), state["index"])
+        intact = pieces_are_intact(_pieces(job, task), state["index"], state["kept"])
     else:
         intact = all(_is_intact(job.folder, file) for file in state["files"])
     return state if intact else None
@@ -346,14 +340,6 @@ def _read_state(folder: Folder, name: str) -> State | None:
 
 def _is_intact(folder: Folder, file: File) -> bool:
     return folder.size(file.name) == file.num_bytes and folder.digest(file.name)[1] == file.sha256
-
-
-def _pieces_are_intact(path: Path, index: Array) -> bool:
-    if not path.exists() or path.stat().st_size != int(index["size"].sum()):
-        return False
-    with path.open("rb") as file:
-        sizes, sums = index["size"].tolist(), index["crc32"].tolist()
-        return all(zlib.crc32(file.read(size)) == crc32 for size, crc32 in zip(sizes, sums, strict=True))
 
 
 # ---- the rest of the data set ----
@@ -440,38 +426,34 @@ def _index_header(num_rows: int) -> bytes:
 
 
 def _join_beton(job: Job, split: str, tasks: list[Task]) -> SplitFiles:
-    """Put the parts of a beton together, unless an earlier build did."""
+    """Put a beton together, unless an earlier build did."""
     plan, folder = job.plan, job.folder
-    num_images = plan.splits[split].num_images
-    state = _read_state(folder, _joined_state(split))
-    if state is None:
-        index = np.concatenate([state["index"] for _, state in _states(folder, tasks)])
-        file, index = write_beton(
-            cast(LocalFolder, folder).local / f"{split}.beton",
-            index,
-            [_pieces(job, task) for task in tasks],
-            lambda image_ids: labels_of(plan, split, image_ids),
-            num_copies=plan.num_labels(split),
-            rows="examples" if plan.options.index == "examples" and split == "train" else "images",
-        )
-        state = State(files=[Shard(file.name, file.num_bytes, file.sha256, 0, num_images)], index=index)
-        _write_state(folder, _joined_state(split), state)
+    images = plan.splits[split]
+    name = f"{STATE}/{split}.beton.npz"
+    state = _read_state(folder, name)
+    if state is None or not _is_intact(folder, state["files"][0]):
+        states = [state for _, state in _states(folder, tasks)]
+        indices, kept = [state["index"] for state in states], [state["kept"] for state in states]
+        stored = StoredImages(images, [_pieces(job, task) for task in tasks], indices, kept)
+        try:
+            file, index = write_beton(
+                cast(LocalFolder, folder).local / f"{split}.beton",
+                np.concatenate(indices),
+                stored,
+                lambda image_ids: labels_of(plan, split, image_ids),
+                num_copies=plan.num_labels(split),
+                rows="examples" if plan.options.index == "examples" and split == "train" else "images",
+            )
+        except UserError:
+            for task in tasks:
+                folder.remove(task.state)  # the next build looks at the images again
+            raise
+        state = State(files=[Shard(file.name, file.num_bytes, file.sha256, 0, images.num_images)], index=index)
+        _write_state(folder, name, state)
     stream = BytesIO()
     np.save(stream, state["index"])
-    return SplitFiles(num_images, write_hashed(folder, f"{split}.index.npy", stream.getvalue()), (state["files"][0],))
-
-
-def _joined_state(split: str) -> str:
-    return f"{STATE}/{split}.beton.npz"
-
-
-def _is_joined(job: Job, split: str) -> bool:
-    """Say whether an earlier build has put a beton together that is still as it left it."""
-    state = _read_state(job.folder, _joined_state(split))
-    if state is None or _is_intact(job.folder, state["files"][0]):
-        return state is not None
-    job.folder.remove(_joined_state(split))
-    return False
+    index_file = write_hashed(folder, f"{split}.index.npy", stream.getvalue())
+    return SplitFiles(images.num_images, index_file, (state["files"][0],))
 
 
 def _timm_info(splits: dict[str, SplitFiles]) -> bytes:

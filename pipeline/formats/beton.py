@@ -18,10 +18,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
-from io import BufferedReader
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO, Final, Literal
@@ -37,6 +36,7 @@ from pipeline.stream import copies_in_pass
 
 Rows = Literal["images", "examples"]
 Labels = Callable[[Int64[Array, " b"]], UInt16[Array, "b copies"]]
+Stored = Callable[[range], Iterable[bytes]]
 
 PAGE_BYTES: Final = 8 << 20  # FFCV's default
 VERSION: Final = 2
@@ -69,7 +69,7 @@ _HELD_LABELS: Final = 1 << 22  # kept at once, 8 MiB
 
 
 def write_beton(
-    path: Path, index: Array, parts: Sequence[Path], labels: Labels, *, num_copies: int, rows: Rows
+    path: Path, index: Array, stored: Stored, labels: Labels, *, num_copies: int, rows: Rows
 ) -> tuple[File, Array]:
     """Write a beton in one sequential pass; it appears under its name only when it is whole and on disk.
 
@@ -79,7 +79,7 @@ def write_beton(
     Args:
         path: The beton.
         index: INDEX_DTYPE [n], by image id, without offsets.
-        parts: Files that hold the stored bytes of images 0..n-1, one after the other; each is deleted once it is read.
+        stored: Yields the stored bytes of some images; called for one page after the other, from another thread.
         labels: Computes the labels of copies 0..α of some images.
         num_copies: 1 + α.
         rows: What a row of metadata is.
@@ -88,10 +88,10 @@ def write_beton(
         The file, and the index with offsets into it.
 
     Raises:
-        UserError: If an image is none that FFCV can show, or the parts do not hold what the index says.
+        UserError: If an image is none that FFCV can show, or has another size than the index says.
         OSError: If the disk refuses; nothing is published then.
     """
-    _check(index, parts)
+    _check(index)
     alpha = array_labels(num_copies, rows)
     descriptors = field_descriptors(alpha)
     num_rows = len(index) * (num_copies if rows == "examples" else 1)
@@ -109,17 +109,15 @@ def write_beton(
     with (
         replacing(path) as file,
         ThreadPoolExecutor(max_workers=1) as hasher,
-        closing(_Parts(parts)) as stored,
+        ThreadPoolExecutor(max_workers=1) as reader,
     ):
         out = _HashedFile(file, hasher)
         out.write(header.tobytes() + descriptors.tobytes())
         for here, _, shown in shown_labels(labels, len(index), num_copies, rows):
             out.write(_rows_of(index[here], shown, alpha))
         out.write(bytes(rows_padding))
-        for data in _pages(index, stored, labels, firsts, page_bytes, alpha):
+        for data in _pages(_Page(index, stored, labels, alpha), firsts, page_bytes, reader):
             out.write(data)
-        for part in parts:  # the last one, and empty ones behind it
-            part.unlink(missing_ok=True)
         for first_row in range(0, num_rows, len(index)):
             for here in _slices(len(index), _BLOCK_ROWS):
                 out.write(_allocations_of(index[here], first_row + here.start, alpha))
@@ -195,11 +193,11 @@ def _slices(stop: int, step: int) -> Iterator[slice]:
     return (slice(first, min(first + step, stop)) for first in range(0, stop, step))
 
 
-def _check(index: Array, parts: Sequence[Path]) -> None:
-    """Refuse what FFCV would show wrongly, before anything is written or deleted.
+def _check(index: Array) -> None:
+    """Refuse what FFCV would show wrongly, before anything is written.
 
     Raises:
-        UserError: With the first image that does not fit, or with what the parts hold.
+        UserError: With the first image that does not fit.
     """
     height, width, size = (index[name].astype(np.int64) for name in ("height", "width", "size"))
     jpg = (index["encoding"] == ENCODINGS.index("jpg")) & np.isin(index["channels"], (1, 3)) & (size > 0)
@@ -211,9 +209,6 @@ def _check(index: Array, parts: Sequence[Path]) -> None:
             f"{image['channels']}, {image['size']:,} bytes; a beton holds JPEG files of 1 or 3 channels and raw RGB "
             "pixels, of known height and width: encode it anew"
         )
-    held = sum(part.stat().st_size for part in parts)
-    if held != size.sum():
-        raise UserError(f"the parts hold {held:,} bytes, the index says {size.sum():,}; build the data set again")
 
 
 def _first_images(sizes: Int64[Array, " n"], page_bytes: int) -> Int64[Array, " pages_and_end"]:
@@ -252,57 +247,51 @@ def _allocations_of(index: Array, first_row: int, alpha: int) -> bytes:
     return table.tobytes()
 
 
+@dataclass(frozen=True)
+class _Page:
+    """Fills pages with images and their noisy labels."""
+
+    index: Array
+    stored: Stored
+    labels: Labels
+    alpha: int
+
+    def fill(self, page: memoryview, images: range) -> memoryview:
+        """Fill a page with `images`; return the part of it that they take, all of it but for the last page."""
+        rows = self.index[images.start : images.stop]
+        starts, sizes = (rows["offset"] - rows["offset"][0]).tolist(), rows["size"].tolist()
+        noisy = [b""] * len(images)
+        if self.alpha:
+            labels = self.labels(np.arange(images.start, images.stop))[:, 1:].astype("<u2", copy=False)
+            noisy = [row.tobytes() for row in labels]
+        end = 0
+        for image_id, start, size, data, array in zip(images, starts, sizes, self.stored(images), noisy, strict=True):
+            if len(data) != size:
+                raise UserError(f"image {image_id} has {len(data):,} bytes, the index says {size:,}")
+            end = start + size + len(array)
+            page[start : start + size] = data
+            page[start + size : end] = array
+        if images.stop == len(self.index):
+            return page[:end]
+        page[end:] = bytes(len(page) - end)
+        return page
+
+
 def _pages(
-    index: Array, stored: _Parts, labels: Labels, firsts: Int64[Array, " pages_and_end"], page_bytes: int, alpha: int
+    filled: _Page, firsts: Int64[Array, " pages_and_end"], page_bytes: int, reader: ThreadPoolExecutor
 ) -> Iterator[memoryview]:
-    """Yield page after page. A page is overwritten when the one after the next is asked for."""
-    buffers = [bytearray(page_bytes) for _ in range(2)]
-    for number, (first, last) in enumerate(pairwise(firsts.tolist())):
-        images = index[first:last]
-        page = memoryview(buffers[number % 2])
-        ends = (images["offset"] - images["offset"][0] + images["size"]).tolist()
-        if alpha:
-            noisy = labels(np.arange(first, last))[:, 1:].astype("<u2", copy=False)
-            for end, size, row in zip(ends, images["size"].tolist(), noisy, strict=True):
-                stored.fill(page[end - size : end])
-                page[end : end + 2 * alpha] = row.tobytes()
-        else:
-            stored.fill(page[: ends[-1]])
-        used = ends[-1] + 2 * alpha
-        if last == len(index):
-            yield page[:used]
-        else:
-            page[used:] = bytes(page_bytes - used)
-            yield page
+    """Yield page after page; each is overwritten when the one after the next is asked for.
 
-
-class _Parts:
-    """Files that are read one after the other as one; each is deleted once it is read.
-
-    Args:
-        paths: Of the files.
+    One is being filled in the reader's thread while another is written, and the one before it may still be hashed.
     """
-
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self._waiting = list(paths)
-        self._file: BufferedReader | None = None
-
-    def fill(self, view: memoryview) -> None:
-        """Read as many bytes as `view` holds."""
-        while view:
-            if self._file is None:
-                self._file = self._waiting[0].open("rb")
-            count = self._file.readinto(view)
-            view = view[count:]
-            if not count:
-                self.close()
-                self._waiting.pop(0).unlink()
-
-    def close(self) -> None:
-        """Close the file that is being read."""
-        if self._file:
-            self._file.close()
-        self._file = None
+    buffers = [memoryview(bytearray(page_bytes)) for _ in range(3)]
+    images = [range(first, last) for first, last in pairwise(firsts.tolist())]
+    following = reader.submit(filled.fill, buffers[0], images[0])
+    for number in range(1, len(images)):
+        page = following.result()
+        following = reader.submit(filled.fill, buffers[number % 3], images[number])
+        yield page
+    yield following.result()
 
 
 class _HashedFile:

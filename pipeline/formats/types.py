@@ -22,12 +22,14 @@ class Record(NamedTuple):
         item: Its file, or raw pixels where the format stores those.
         source: Its index in the source's own order.
         source_label: Its label there.
+        as_it_was: Whether `item` holds the very bytes that the source does.
     """
 
     key: str
     item: Item
     source: int
     source_label: int
+    as_it_was: bool = True
 
 
 @dataclass(frozen=True)

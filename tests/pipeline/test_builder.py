@@ -359,6 +359,37 @@ def test_a_beton_is_finished_from_the_pieces_that_an_interrupted_build_left(
     assert content(tmp_path) == beton
 
 
+@pytest.mark.parametrize("change", ["another image", "a longer file", "no image", "no file"])
+def test_an_image_that_changes_before_its_page_is_written_is_named_and_publishes_nothing(
+    tmp_path: Path, change: str
+) -> None:
+    source = open_source("folder", write_tree(tmp_path / "in", num_train=9))
+    wanted = plan_build(source, dilute(source, alpha=3), Options(shard_images=4, format="ffcv"))
+    number = int(wanted.dataset.train.source_ids[2])  # of the first shard
+    path = tmp_path / "in" / source.train.name_of(number)
+    before = path.read_bytes()
+
+    def progress(stage: str, images: int, num_bytes: int) -> None:
+        if change == "no file":
+            path.unlink(missing_ok=True)
+        else:
+            path.write_bytes(
+                {"another image": before[:15] + b"?" + before[16:], "a longer file": before + b"a", "no image": b""}[
+                    change
+                ]
+            )
+
+    with pytest.raises(UserError, match=f"image {number} of the source changed"):
+        build(wanted, tmp_path / "out", progress=progress)
+    assert not list((tmp_path / "out").glob("train.beton"))
+    assert all(piece.stat().st_size == 0 for piece in (tmp_path / "out" / STATE).glob("train-*.images"))  # JPEGs
+    if change != "another image":  # which no size betrays: the next build has to look again
+        path.write_bytes(before)
+    build(wanted, tmp_path / "out")
+    build(wanted, tmp_path / "again")
+    assert content(tmp_path / "out") == content(tmp_path / "again")
+
+
 @pytest.mark.parametrize("noted", [True, False])
 @pytest.mark.parametrize("damaged", [True, False])
 @pytest.mark.parametrize("split", ["train", "test"])
@@ -379,7 +410,6 @@ def test_a_build_that_was_killed_after_it_published_a_beton_goes_on(
             build(plan(format="ffcv"), tmp_path)
     path = tmp_path / f"{split}.beton"
     assert path.read_bytes() == beton[path.name]
-    assert not list((tmp_path / STATE).glob(f"{split}-*.images"))  # they went into the beton
     if damaged:
         path.write_bytes(path.read_bytes()[:-1] + b"?")
     before = path.stat().st_mtime_ns

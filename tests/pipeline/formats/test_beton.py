@@ -41,24 +41,11 @@ class Stored:
     def labels(self, image_ids: Array) -> Array:
         return ((image_ids[:, None] * 769 + np.arange(self.num_copies) * 40503) % 65521).astype(np.uint16)
 
-    def parts(self, folder: Path, cuts: list[int]) -> list[Path]:
-        """Write the bytes into files; cuts may fall anywhere, and two at one place leave an empty file."""
-        whole = b"".join(self.data)
-        bounds = [0, *sorted(min(cut, len(whole)) for cut in cuts), len(whole)]
-        paths = [folder / f"part-{number}" for number in range(len(bounds) - 1)]
-        for path, first, last in zip(paths, bounds[:-1], bounds[1:], strict=True):
-            path.write_bytes(whole[first:last])
-        return paths
+    def stored(self, images: range) -> list[bytes]:
+        return self.data[images.start : images.stop]
 
-    def write(self, path: Path, rows: Rows, cuts: tuple[int, ...] = ()) -> tuple[File, Array]:
-        return write_beton(
-            path,
-            self.index,
-            self.parts(path.parent, list(cuts)),
-            self.labels,
-            num_copies=self.num_copies,
-            rows=rows,
-        )
+    def write(self, path: Path, rows: Rows) -> tuple[File, Array]:
+        return write_beton(path, self.index, self.stored, self.labels, num_copies=self.num_copies, rows=rows)
 
     def problems(self, path: Path, index: Array, rows: Rows) -> list[tuple[int | None, str]]:
         return list(verify_beton(path, index, self.labels, num_copies=self.num_copies, rows=rows))
@@ -93,17 +80,14 @@ def small_blocks() -> Iterator[None]:
     sizes=st.lists(st.integers(1, 700), min_size=1, max_size=30),
     num_copies=st.integers(1, 6),
     rows=st.sampled_from(["images", "examples"]),
-    cuts=st.lists(st.integers(0, 9_000), max_size=4),
 )
-def test_a_beton_holds_every_image_once_and_every_label(
-    sizes: list[int], num_copies: int, rows: Rows, cuts: list[int]
-) -> None:
+def test_a_beton_holds_every_image_once_and_every_label(sizes: list[int], num_copies: int, rows: Rows) -> None:
     images = stored(sizes, num_copies)
     n = len(sizes)
     with TemporaryDirectory() as folder, small_blocks():
         path = Path(folder) / "a.beton"
-        file, index = images.write(path, rows, tuple(cuts))
-        assert [there.name for there in Path(folder).iterdir()] == ["a.beton"]  # the parts are gone
+        file, index = images.write(path, rows)
+        assert [there.name for there in Path(folder).iterdir()] == ["a.beton"]
         assert images.problems(path, index, rows) == []
         found = read_beton(path)
         data = path.read_bytes()
@@ -140,15 +124,6 @@ def test_a_beton_holds_every_image_once_and_every_label(
     assert shown == wanted  # FFCV's process cache asks the table which pages a row needs
     assert len(found.allocations) == len(wanted)
     assert rows == "images" or sorted(found.rows["label"].tolist()) == sorted(labels.ravel().tolist())
-
-
-def test_bytes_do_not_depend_on_how_images_are_cut_into_parts(tmp_path: Path) -> None:
-    images = stored([300, 1, 50, 700, 2, 3] * 9, 4)
-    with small_blocks():
-        first, _ = images.write(tmp_path / "a.beton", "images")
-        again, _ = images.write(tmp_path / "b.beton", "images", (100, 100, 5_000))
-    assert first.sha256 == again.sha256
-    assert (tmp_path / "a.beton").read_bytes() == (tmp_path / "b.beton").read_bytes()
 
 
 def test_all_that_is_no_image_label_or_table_is_zero(tmp_path: Path) -> None:
@@ -271,26 +246,24 @@ def interrupt_after(calls: int, labels: Callable[[Array], Array]) -> Callable[[A
     return counted
 
 
-def test_an_interrupted_write_publishes_nothing_and_keeps_what_was_not_copied(tmp_path: Path) -> None:
+def test_an_interrupted_write_publishes_nothing(tmp_path: Path) -> None:
     images = stored([700] * 10, 2)
-    parts = images.parts(tmp_path, [2_800, 5_600])
     with patch.object(beton, "PAGE_BYTES", 1 << 10):  # a page an image
         labels = interrupt_after(1 + 6, images.labels)  # one block of rows, six pages
         with pytest.raises(KeyboardInterrupt):
-            write_beton(tmp_path / "a.beton", images.index, parts, labels, num_copies=2, rows="images")
-        assert {path.name for path in tmp_path.iterdir()} == {"a.beton.part", "part-1", "part-2"}
+            write_beton(tmp_path / "a.beton", images.index, images.stored, labels, num_copies=2, rows="images")
+        assert {path.name for path in tmp_path.iterdir()} == {"a.beton.part"}
         images.write(tmp_path / "a.beton", "images")
-    assert {path.name for path in tmp_path.iterdir()} - {"part-1", "part-2"} == {"a.beton"}
+    assert {path.name for path in tmp_path.iterdir()} == {"a.beton"}
 
 
 @pytest.mark.parametrize("change", [-1, 1])
-def test_parts_of_another_size_are_refused_before_anything_is_touched(tmp_path: Path, change: int) -> None:
+def test_an_image_of_another_size_publishes_nothing(tmp_path: Path, change: int) -> None:
     images = stored([300, 500], 2)
-    parts = images.parts(tmp_path, [300])
-    parts[1].write_bytes(bytes(500 + change))
-    with pytest.raises(UserError, match=f"the parts hold {800 + change} bytes, the index says 800"):
-        write_beton(tmp_path / "a.beton", images.index, parts, images.labels, num_copies=2, rows="images")
-    assert set(tmp_path.iterdir()) == set(parts)
+    images.data[1] = bytes(500 + change)
+    with pytest.raises(UserError, match=f"image 1 has {500 + change} bytes, the index says 500"):
+        images.write(tmp_path / "a.beton", "images")
+    assert not (tmp_path / "a.beton").exists()
 
 
 @pytest.mark.parametrize(
@@ -322,8 +295,7 @@ def test_labels_are_asked_for_in_blocks_whatever_alpha_is(tmp_path: Path) -> Non
             asked.append(len(image_ids))
             return images.labels(image_ids)
 
-        parts = images.parts(tmp_path, [])
-        write_beton(tmp_path / "a.beton", images.index, parts, labels, num_copies=num_copies, rows="images")
+        write_beton(tmp_path / "a.beton", images.index, images.stored, labels, num_copies=num_copies, rows="images")
         assert max(asked) * num_copies <= PAGE_BYTES // 2 + len(asked)
 
 
@@ -415,7 +387,7 @@ def read(tmp_path_factory: pytest.TempPathFactory) -> Read:
         (folder / f"{i:03d}.jpg").write_bytes(data[i])
     with patch.object(beton, "PAGE_BYTES", 1 << 12):  # several pages
         for rows in ("images", "examples"):
-            images.write(folder / f"{rows}.beton", rows, (9_000, 20_000))
+            images.write(folder / f"{rows}.beton", rows)
     large = with_a_large_one(stored([6, 6, 6], 2))
     for other in (0, 2):
         large.index[other], large.data[other] = large.index[1], bytes([other]) * 8_400_000

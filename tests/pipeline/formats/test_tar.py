@@ -106,7 +106,7 @@ def check_description(
             3,
             CODES[item.encoding],
         )
-        for member, (_, item, source, source_label) in zip(images, wanted, strict=True)
+        for member, (_, item, source, source_label, _) in zip(images, wanted, strict=True)
     ]
 
     def column(member: tarfile.TarInfo) -> str:
