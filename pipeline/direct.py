@@ -11,6 +11,7 @@ import fcntl
 import io
 import mmap
 import os
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -33,8 +34,10 @@ class DirectFile(io.RawIOBase):
         super().__init__()
         self.name, self.mode = str(path), "wb"  # as any file has them
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
-        self._buffer = mmap.mmap(-1, _BUFFER_BYTES)  # direct writes come from whole pages of memory
+        self._buffer, self._spare = (mmap.mmap(-1, _BUFFER_BYTES) for _ in range(2))  # direct writes take whole pages
         self._filled = 0
+        self._thread: ThreadPoolExecutor | None = None  # writes one buffer while the other is filled
+        self._writing: Future[None] | None = None
 
     def writable(self) -> bool:
         """Say that it is."""
@@ -53,15 +56,19 @@ class DirectFile(io.RawIOBase):
             self._filled += count
             rest = rest[count:]
             if self._filled == _BUFFER_BYTES:
-                self._set_direct(True)
-                self._drain()
+                self._wait()
+                self._thread = self._thread or ThreadPoolExecutor(max_workers=1)
+                self._writing = self._thread.submit(self._drain, self._buffer, _BUFFER_BYTES, direct=True)
+                self._buffer, self._spare, self._filled = self._spare, self._buffer, 0
         return memoryview(data).nbytes
 
     def flush(self) -> None:
         """Hand all to the kernel. What is written after it goes through the page cache: it begins in mid-block."""
-        if not self.closed and self._filled:
-            self._set_direct(False)
-            self._drain()
+        if not self.closed:
+            self._wait()
+            filled, self._filled = self._filled, 0  # what the disk refuses is lost; IOBase.close flushes again
+            if filled:
+                self._drain(self._buffer, filled, direct=False)
 
     def close(self) -> None:
         """Flush and close."""
@@ -69,9 +76,16 @@ class DirectFile(io.RawIOBase):
             try:
                 self.flush()
             finally:
-                self._filled = 0  # what the disk refused is lost; IOBase.close flushes again
+                if self._thread:
+                    self._thread.shutdown()
+                self._filled = 0
                 os.close(self._descriptor)
                 super().close()
+
+    def _wait(self) -> None:
+        writing, self._writing = self._writing, None
+        if writing:
+            writing.result()
 
     def _set_direct(self, direct: bool) -> None:
         flags = fcntl.fcntl(self._descriptor, fcntl.F_GETFL)
@@ -80,8 +94,9 @@ class DirectFile(io.RawIOBase):
             with suppress(OSError):  # a file system that knows no direct writes
                 fcntl.fcntl(self._descriptor, fcntl.F_SETFL, wanted)
 
-    def _drain(self) -> None:
-        rest = memoryview(self._buffer)[: self._filled]
+    def _drain(self, buffer: mmap.mmap, filled: int, *, direct: bool) -> None:
+        self._set_direct(direct)
+        rest = memoryview(buffer)[:filled]
         while rest:
             try:
                 count = os.write(self._descriptor, rest)
@@ -92,4 +107,3 @@ class DirectFile(io.RawIOBase):
                 self._set_direct(False)
                 continue
             rest = rest[count:]
-        self._filled = 0
