@@ -184,12 +184,27 @@ def decode(item: Item) -> UInt8[Array, "h w c"]:
     """
     if item.encoding == "raw":
         return np.frombuffer(item.data, dtype=np.uint8).reshape(item.height, item.width, item.channels)
+    pixels = np.asarray(_loaded(item))
+    return pixels[:, :, None] if pixels.ndim == 2 else pixels
+
+
+def decoded_shape(item: Item) -> tuple[int, int, int]:
+    """Decode an image that is not raw, and return the shape that `decode` would give.
+
+    Raises:
+        DamagedImageError: If it does not decode.
+    """
+    image = _loaded(item)
+    return image.height, image.width, len(image.getbands())
+
+
+def _loaded(item: Item) -> Image.Image:
     try:
         with Image.open(BytesIO(item.data), formats=("JPEG", "PNG", "WEBP")) as image:
-            pixels = np.asarray(image if image.mode == "L" else image.convert("RGB"))
+            image.load()
+            return image if image.mode in ("L", "RGB") else image.convert("RGB")
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error … on bad bytes
         raise DamagedImageError(f"does not decode: {error}") from error
-    return pixels[:, :, None] if pixels.ndim == 2 else pixels
 
 
 @dataclass(frozen=True)

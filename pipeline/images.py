@@ -13,9 +13,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
-from pipeline.dataset import decode
+from pipeline.dataset import decoded_shape
 from pipeline.errors import DamagedImageError
-from pipeline.formats.headers import Shape, read_shape
+from pipeline.formats.headers import read_shape
 from pipeline.sources.types import Item
 
 
@@ -50,9 +50,11 @@ def _header(item: Item) -> Item:
 
 def _decode(item: Item) -> Item:
     checked = _header(item)  # first: a decompression bomb must not reach the decoder
-    shape = Shape(*decode(checked).shape)
+    if item.encoding == "raw":
+        return checked
+    shape = decoded_shape(checked)
     if shape != (checked.height, checked.width, checked.channels):
-        raise DamagedImageError(f"damaged: it decodes to {tuple(shape)}, unlike its header")
+        raise DamagedImageError(f"damaged: it decodes to {shape}, unlike its header")
     return checked
 
 

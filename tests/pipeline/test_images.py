@@ -165,7 +165,9 @@ BAD = [
 def test_what_cannot_be_used_is_refused_with_the_reason(
     data: bytes, encoding: str, reason: str, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.images.decode", lambda item: pytest.fail("a refused header must not be decoded"))
+    monkeypatch.setattr(
+        "pipeline.images.decoded_shape", lambda item: pytest.fail("a refused header must not be decoded")
+    )
     with pytest.raises(DamagedImageError, match=reason):
         check_item(Item(data, encoding), how)  # type: ignore[arg-type]
 
@@ -201,7 +203,7 @@ def test_damage_in_the_middle_is_found_by_decoding_only() -> None:
 
 
 def test_an_image_that_decodes_to_another_shape_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.images.decode", lambda item: np.zeros((21, 37, 1), dtype=np.uint8))
+    monkeypatch.setattr("pipeline.images.decoded_shape", lambda item: (21, 37, 1))
     with pytest.raises(DamagedImageError, match=r"it decodes to \(21, 37, 1\), unlike its header"):
         check_item(Item(GOOD["jpeg"][0], "jpg"), "decode")
 
