@@ -7,6 +7,7 @@ import hashlib
 import math
 import os
 import zlib
+from bisect import bisect_right
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -107,7 +108,7 @@ class ShardSplit:
         self.folder = folder
         self.files = files
         self.num_images = files.num_images if num_images is None else num_images
-        self._firsts = np.array([shard.first for shard in files.shards])
+        self._firsts = [shard.first for shard in files.shards]
         self._views: dict[int, View] = {}
         for file in (files.index, *files.shards) if folder.local else ():  # hashes are verify_shards' task
             try:
@@ -130,6 +131,7 @@ class ShardSplit:
             raise UserError(
                 f"{folder}/{files.index.name} does not fit the manifest; build the data set again with --force"
             )
+        self._rows = self.index.view(np.ndarray)  # the same map, without the slow parts of np.memmap
 
     @property
     def source_ids(self) -> Integer[Array, " n"]:
@@ -145,23 +147,22 @@ class ShardSplit:
 
     def item(self, image_id: int) -> Item:
         """Return an image as it is stored, checked against its checksum."""
-        row = self.index[image_id]
+        offset, size, crc32, _, _, height, width, channels, encoding = self._rows[image_id].item()
         shard = self.shard_of(image_id)
         if shard not in self._views:
             self._views[shard] = self.folder.view(self.files.shards[shard].name)
-        data = self._views[shard][int(row["offset"]) : int(row["offset"]) + int(row["size"])]
-        if zlib.crc32(data) != row["crc32"]:
+        data = self._views[shard][offset : offset + size]
+        if zlib.crc32(data) != crc32:
             raise DamagedImageError(f"{self.files.shards[shard].name}: image {image_id} does not match its crc32")
-        shape = int(row["height"]), int(row["width"]), int(row["channels"])
-        return Item(data, ENCODINGS[row["encoding"]], *shape)
+        return Item(data, ENCODINGS[encoding], height, width, channels)
 
     def shard_of(self, image_id: int) -> int:
         """Return the number of the shard that an image lies in."""
-        return int(np.searchsorted(self._firsts, image_id, side="right")) - 1
+        return bisect_right(self._firsts, image_id) - 1
 
     def shape(self, image_id: int) -> tuple[int, int] | None:
         """Return an image's height and width, if they were looked at when it was stored."""
-        row = self.index[image_id]
+        row = self._rows[image_id]
         return (int(row["height"]), int(row["width"])) if row["height"] else None
 
     def prefix(self, num_images: int) -> ShardSplit:
