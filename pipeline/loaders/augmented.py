@@ -10,11 +10,12 @@ from torch import Tensor
 
 from kernels.crops import flips, shifts
 from kernels.images import gather_shift
-from kernels.resize import resize_windows
+from kernels.resize import resize_windows, window_resizer
 from kernels.white import white_images
-from pipeline.crops import centre_crops, random_crops
+from pipeline.crops import Crops, centre_crops, random_crops
 from pipeline.dataset import DilutedSet, ImageSplit
-from pipeline.loaders.types import Decoded, How, Pixels
+from pipeline.loaders.buffers import Buffers
+from pipeline.loaders.types import Decoded, How, InThreads, Pixels
 from pipeline.stream import Places
 
 
@@ -33,6 +34,7 @@ class Augmented:
         self.training = split is dataset.train
         self.mean, self.std = dataset.mean, dataset.std
         self.how, self.seed, self.augmentation = how, how.seed, how.augmentation
+        self._buffers = Buffers()
 
     def images(
         self, places: Places, example_ids: Int64[Array, " b"]
@@ -64,20 +66,40 @@ class Augmented:
         else:
             crops = centre_crops(np.maximum(shapes, 1), size=size)
         known = np.flatnonzero(shapes.all(axis=1))
-        crops = crops.at(known)
-        decoded = self.pixels.decode(shown[known], crops.bounds if self.augmentation.kind == "window" else None)
-        crops = crops.within(decoded.origins)
-        found = np.array([image.shape[:2] for image in decoded.images], dtype=np.int64).reshape(-1, 2)
-        good = np.flatnonzero(~decoded.bad & (found >= crops.bounds[:, [1, 3]]).all(axis=1))  # some headers lie
+        out = self._buffers.take((len(shown), size, size, 3), np.float32)
+        target = out if len(known) == len(shown) else self._buffers.take((len(known), size, size, 3), np.float32)
+        good = self._fill(shown[known], crops.at(known), target)
+        if target is not out:
+            out[known] = target
         bad = np.ones(len(shown), dtype=np.bool_)
         bad[known[good]] = False
-        out = np.empty((len(shown), size, size, 3), dtype=np.float32)
-        part = out[~bad] if bad.any() else out
-        images = [rgb(decoded.images[row]) for row in good.tolist()]
-        resize_windows(images, *crops.at(good), self.mean, self.std, part, antialias=self.how.antialias)
-        if bad.any():
-            out[~bad] = part
         return torch.from_numpy(out).permute(0, 3, 1, 2), bad  # channels_last, as fast nets want it
+
+    def _fill(self, ids: Int64[Array, " b"], crops: Crops, out: Float32[Array, "b s s 3"]) -> Bool[Array, " b"]:
+        """Decode and crop some images; say which could be."""
+        if isinstance(self.pixels, InThreads):
+            resize = window_resizer(*crops, self.mean, self.std, out, antialias=self.how.antialias)
+            ends = crops.bounds[:, [1, 3]].tolist()
+
+            def use(row: int, image: UInt8[Array, "_h _w _c"]) -> bool:
+                bottom, right = ends[row]
+                if image.shape[0] < bottom or image.shape[1] < right:  # some headers lie
+                    return False
+                resize(row, rgb(image))
+                return True
+
+            return self.pixels.each(ids, use)
+        decoded = self.pixels.decode(ids, crops.bounds if self.augmentation.kind == "window" else None)
+        crops = crops.within(decoded.origins)
+        found = np.array([image.shape[:2] for image in decoded.images], dtype=np.int64).reshape(-1, 2)
+        good: Bool[Array, " b"] = ~decoded.bad & (found >= crops.bounds[:, [1, 3]]).all(axis=1)
+        rows = np.flatnonzero(good)
+        part = out if good.all() else np.empty((len(rows), *out.shape[1:]), dtype=np.float32)
+        images = [rgb(decoded.images[row]) for row in rows.tolist()]
+        resize_windows(images, *crops.at(rows), self.mean, self.std, part, antialias=self.how.antialias)
+        if part is not out:
+            out[rows] = part
+        return good
 
     def _shifted(
         self, places: Places, example_ids: Int64[Array, " b"], shown: Int64[Array, " b"]

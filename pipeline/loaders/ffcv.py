@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int32, Int64, UInt8
+from jaxtyping import Bool, Int32, Int64, UInt8
 from numpy import ndarray as Array
 
 from kernels.jit import MAX_THREADS
@@ -22,7 +23,7 @@ from pipeline.dataset import DilutedSet, ImageSplit, decode
 from pipeline.errors import DamagedImageError, UserError
 from pipeline.loaders.augmented import Augmented
 from pipeline.loaders.kept import Kept
-from pipeline.loaders.types import Decoded, How, Loader, Shown
+from pipeline.loaders.types import Decoded, How, Loader, Shown, Use
 
 
 def open_ffcv(dataset: DilutedSet, split: ImageSplit, how: How) -> Loader:
@@ -48,6 +49,7 @@ class FfcvPixels:
     def __init__(self, shown: Shown) -> None:
         self._shown = shown
         self._library = _library()
+        self._memory = threading.local()
         self._threads = ThreadPoolExecutor(MAX_THREADS)
 
     def shapes(self, ids: Int64[Array, " b"]) -> Int64[Array, "b 2"]:
@@ -56,11 +58,27 @@ class FfcvPixels:
 
     def decode(self, ids: Int64[Array, " b"], bounds: Int32[Array, "b 4"] | None) -> Decoded:
         """Decode some images, whole."""
-        images, bad = [], np.zeros(len(ids), dtype=np.bool_)
-        for row, image in enumerate(self._threads.map(self._image, ids.tolist(), self.shapes(ids).tolist())):
-            bad[row] = image is None
-            images.append(np.zeros((1, 1, 3), dtype=np.uint8) if image is None else image)
-        return Decoded(images, np.zeros((len(ids), 2), dtype=np.int32), bad)
+        images: list[UInt8[Array, "_h _w _c"]] = [np.zeros((1, 1, 3), dtype=np.uint8)] * len(ids)
+
+        def keep(row: int, image: UInt8[Array, "_h _w _c"]) -> bool:
+            images[row] = image.copy()
+            return True
+
+        return Decoded(images, np.zeros((len(ids), 2), dtype=np.int32), ~self.each(ids, keep))
+
+    def each(self, ids: Int64[Array, " b"], use: Use) -> Bool[Array, " b"]:
+        """Decode some images, whole, and use each in the thread that decoded it."""
+        good = np.zeros(len(ids), dtype=np.bool_)
+        waiting = iter(enumerate(zip(ids.tolist(), self.shapes(ids).tolist(), strict=True)))
+
+        def work() -> None:
+            for row, (number, shape) in waiting:  # each thread takes the next one
+                image = self._image(number, *shape)
+                good[row] = image is not None and use(row, image)
+
+        for done in [self._threads.submit(work) for _ in range(MAX_THREADS)]:
+            done.result()
+        return good
 
     def expect(self, ids: Int64[Array, " b"]) -> None:
         """Hear of some images that will be asked for later."""
@@ -71,12 +89,15 @@ class FfcvPixels:
         self._threads.shutdown()
         self._shown.close()
 
-    def _image(self, number: int, shape: list[int]) -> UInt8[Array, "h w c"] | None:
+    def _image(self, number: int, height: int, width: int) -> UInt8[Array, "_h _w _c"] | None:
+        """Decode an image into memory that this thread uses again for its next one."""
         try:
             item = self._shown.item(number)
             if item.encoding == "jpg":
-                height, width = shape
-                image = np.empty((height, width, 3), dtype=np.uint8)
+                size = height * width * 3
+                if len(getattr(self._memory, "pixels", b"")) < size:
+                    self._memory.pixels = np.empty(size, dtype=np.uint8)
+                image: UInt8[Array, "h w 3"] = self._memory.pixels[:size].reshape(height, width, 3)
                 failed = self._library.imdecode(
                     item.data, len(item.data), height, width, image.ctypes.data, height, width, 0, 0, 1, 1, False, False
                 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -69,6 +70,9 @@ class Decoded(NamedTuple):
     bad: Bool[Array, " b"]
 
 
+Use = Callable[[int, UInt8[Array, "_h _w _c"]], bool]
+
+
 @runtime_checkable
 class Pixels(Protocol):
     """Decodes images: each loader has one of its own."""
@@ -89,6 +93,19 @@ class Pixels(Protocol):
 
     def close(self) -> None:
         """End whatever runs in the background."""
+
+
+@runtime_checkable
+class InThreads(Protocol):
+    """Decodes images in threads, and hands each over in its thread, while the image lies in that core's cache."""
+
+    def each(self, ids: Int64[Array, " b"], use: Use) -> Bool[Array, " b"]:
+        """Decode some images, whole, and say which could be decoded and used.
+
+        Args:
+            ids: As `Shown` numbers them.
+            use: Called with row and image, in any thread; says whether it could use the image, which it does not keep.
+        """
 
 
 @runtime_checkable
