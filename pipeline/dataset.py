@@ -99,14 +99,18 @@ class ShardSplit:
         folder: Where the shards lie.
         files: The manifest's list of them.
         num_images: Length of the prefix to show; all by default.
+        check_reads: Whether to check every image against its checksum as it is read.
 
     Raises:
         UserError: If a local file is missing or has another size, or the index does not fit.
     """
 
-    def __init__(self, folder: Folder, files: SplitFiles, num_images: int | None = None) -> None:
+    def __init__(
+        self, folder: Folder, files: SplitFiles, num_images: int | None = None, *, check_reads: bool = True
+    ) -> None:
         self.folder = folder
         self.files = files
+        self.check_reads = check_reads
         self.num_images = files.num_images if num_images is None else num_images
         self._firsts = [shard.first for shard in files.shards]
         self._views: dict[int, View] = {}
@@ -146,13 +150,13 @@ class ShardSplit:
         return labels
 
     def item(self, image_id: int) -> Item:
-        """Return an image as it is stored, checked against its checksum."""
+        """Return an image as it is stored."""
         offset, size, crc32, _, _, height, width, channels, encoding = self._rows[image_id].item()
         shard = self.shard_of(image_id)
         if shard not in self._views:
             self._views[shard] = self.folder.view(self.files.shards[shard].name)
         data = self._views[shard][offset : offset + size]
-        if zlib.crc32(data) != crc32:
+        if self.check_reads and zlib.crc32(data) != crc32:
             raise DamagedImageError(f"{self.files.shards[shard].name}: image {image_id} does not match its crc32")
         return Item(data, ENCODINGS[encoding], height, width, channels)
 
@@ -167,7 +171,7 @@ class ShardSplit:
 
     def prefix(self, num_images: int) -> ShardSplit:
         """Return the split of the first `num_images` images."""
-        return type(self)(self.folder, self.files, num_images)
+        return type(self)(self.folder, self.files, num_images, check_reads=self.check_reads)
 
 
 def read_index(folder: Folder, name: str) -> Array:
@@ -265,38 +269,40 @@ class DilutedSet:
         return self.image_shape or (size, size, 3)
 
 
-def open_shards(where: Folder | str | Path) -> DilutedSet:
+def open_shards(where: Folder | str | Path, *, check_reads: bool = True) -> DilutedSet:
     """Open a folder of shards; this reads the manifest and maps the index, whatever n and α are.
 
     Args:
         where: A folder, or an address of other storage, such as s3://bucket/folder.
+        check_reads: Whether to check every image against its checksum as it is read: most damage decodes without an
+            error, to wrong pixels.
 
     Raises:
         UserError: If the folder holds no finished data set, or a file is missing or has another size.
     """
     folder = where if isinstance(where, Folder) else open_folder(where)
-    return from_manifest(read_manifest(folder), folder)
+    return from_manifest(read_manifest(folder), folder, check_reads=check_reads)
 
 
-def from_manifest(manifest: Manifest, folder: Folder) -> DilutedSet:
+def from_manifest(manifest: Manifest, folder: Folder, *, check_reads: bool = True) -> DilutedSet:
     """Open the data set that a manifest describes.
 
     Raises:
         UserError: If a file is missing or has another size.
     """
-    train = ShardSplit(folder, manifest.train)
+    train = ShardSplit(folder, manifest.train, check_reads=check_reads)
     return DilutedSet(
         manifest.name,
         manifest.classes,
         manifest.formula.bind(train),
         train,
-        ShardSplit(folder, manifest.test),
+        ShardSplit(folder, manifest.test, check_reads=check_reads),
         manifest.augmentation,
         manifest.image_shape,
         manifest.mean,
         manifest.std,
         str(folder),
-        None if manifest.foreign is None else ShardSplit(folder, manifest.foreign),
+        None if manifest.foreign is None else ShardSplit(folder, manifest.foreign, check_reads=check_reads),
     )
 
 

@@ -27,3 +27,8 @@ class Batch:
     labels: Int64[Tensor, " b"] | Int64[Tensor, "b a"]
     rows: Int64[Tensor, " b"]
     replaced: Int64[Tensor, " r"]
+
+    def parts(self, num_parts: int) -> list[Batch]:
+        """Cut the batch into equal parts, in order; `replaced` stays with the whole."""
+        cut = zip(*(each.chunk(num_parts) for each in (self.images, self.labels, self.rows)), strict=True)
+        return [Batch(images, labels, rows, self.replaced[:0]) for images, labels, rows in cut]

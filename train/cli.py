@@ -51,7 +51,14 @@ def train(
         int | None,
         Option(help="Use the first so many images of a class-balanced order [default: all]"),
     ] = None,
-    model: Annotated[str | None, Option(help="perceptron, mlp1, mlp2, mlp4, conv2, conv4 [default: conv4]")] = None,
+    model: Annotated[
+        str | None,
+        Option(
+            help="perceptron, mlp1, mlp2, mlp4, conv2, conv4, conv6; for 32 px: cifar_resnet18, cifar_resnet32, "
+            "preact_resnet18, wrn_28_2; or any model of timm, such as resnet50 "
+            "[default: conv4; cifar_resnet18 for CIFAR, resnet18 for photos]"
+        ),
+    ] = None,
     method: Annotated[str, Option(help="plain, h_alpha (oracle: reads the clean labels), histogram")] = "plain",
     loader: Annotated[
         str,
@@ -80,14 +87,34 @@ def train(
     size: Annotated[
         int | None, Option(help="Height and width of those images in a batch, in px [default: 224]", min=1)
     ] = None,
+    check_reads: Annotated[
+        bool,
+        Option(
+            "--check-reads/--no-check-reads",
+            help="Check every image of shards against its checksum as it is read; one that is damaged is replaced and "
+            "reported. Without, damage that still decodes goes unseen.",
+        ),
+    ] = True,
     batch: Annotated[
         int | None,
         Option(help="Examples a step (images for h_alpha, histogram) [default: the recipe's]"),
     ] = None,
     lr: Annotated[float | None, Option(help="Peak learning rate [default: the recipe's]")] = None,
-    optimizer: Annotated[str | None, Option(help="sgd (Nesterov, momentum 0.9), adamw [default: the recipe's]")] = None,
+    optimizer: Annotated[
+        str | None, Option(help="sgd (Nesterov, momentum 0.9), adamw, adadelta [default: the recipe's]")
+    ] = None,
     weight_decay: Annotated[
         float | None, Option(help="Of weights; norms and biases have none [default: the recipe's]")
+    ] = None,
+    label_smoothing: Annotated[
+        float | None, Option(help="Share of a label that is spread over all classes, in [0, 1) [default: 0]")
+    ] = None,
+    accumulate: Annotated[
+        str | None,
+        Option(
+            help="Compute a batch in so many parts, to fit memory, or auto; batch norm sees the parts [default: 1]",
+            metavar="N|auto",
+        ),
     ] = None,
     ema: Annotated[
         float | None,
@@ -97,7 +124,10 @@ def train(
         ),
     ] = None,
     schedule: Annotated[
-        str | None, Option(help="constant, linear, cosine, each after a warm-up [default: the recipe's]")
+        str | None,
+        Option(
+            help="constant, linear, cosine, steps (a tenth at 1/3, 2/3, 8/9), after a warm-up [default: the recipe's]"
+        ),
     ] = None,
     examples: Annotated[
         int | None,
@@ -111,6 +141,9 @@ def train(
     precision: Annotated[
         str | None, Option(help="auto (bf16 where the hardware has it, else fp32), bf16, fp16, fp32 [default: auto]")
     ] = None,
+    compile: Annotated[
+        bool, Option("--compile", help="Let torch compile the net; needs a C++ compiler or a GPU [default: off]")
+    ] = False,
     val_frac: Annotated[
         float | None,
         Option(help="Share of the training images held out for the noisy validation, in [0, 1) [default: 0.1]"),
@@ -122,6 +155,7 @@ def train(
         int | None,
         Option(help="Examples between checkpoints, besides one every 5 minutes [default: 10,000,000]"),
     ] = None,
+    keep: Annotated[int | None, Option(help="Checkpoints to keep; a damaged one is passed over [default: 2]")] = None,
     save_confusion: Annotated[
         Path | None,
         Option(
@@ -165,6 +199,7 @@ def train(
         source=source,
         foreign=foreign_set,
         size=size,
+        check_reads=check_reads,
     )
     given: dict[str, Any] = {
         "alpha": alpha,
@@ -183,14 +218,18 @@ def train(
         "lr": lr,
         "optimizer": optimizer,
         "weight_decay": weight_decay,
+        "label_smoothing": label_smoothing,
+        "accumulate": int(accumulate) if accumulate and accumulate.isdigit() else accumulate,
         "ema": ema,
         "schedule": schedule,
         "examples": examples,
         "seed": seed,
         "precision": precision,
+        "compile": compile or None,
         "val_frac": val_frac,
         "eval_every": eval_every,
         "checkpoint_every": checkpoint_every,
+        "keep": keep,
     }
     given = {name: value for name, value in given.items() if value is not None}
     recipe = recipe_for(

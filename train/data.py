@@ -28,6 +28,7 @@ def open_data(
     source: Path | None = None,
     foreign: Source | None = None,
     size: int | None = None,
+    check_reads: bool = True,
 ) -> DilutedSet:
     """Open the data of a run.
 
@@ -43,6 +44,7 @@ def open_data(
         source: The user's own files, where there are no shards.
         foreign: The set whose images law foreign shows, if they do not lie in the shards.
         size: Height and width in a batch of images that differ in size; their own default if None.
+        check_reads: Whether to check every image of shards against its checksum as it is read.
 
     Raises:
         UserError: If there is no such data, or it is not clear which.
@@ -52,7 +54,7 @@ def open_data(
     if shards is not None:
         if source is not None:
             raise UserError(f"--shards {shards} and --source {source}: the images come from one of them, leave one out")
-        dataset = open_shards(shards)
+        dataset = open_shards(shards, check_reads=check_reads)
         if dataset.name != name:
             raise UserError(f"{shards} holds {dataset.name}, not {name}; give its own shards, or train {dataset.name}")
         dataset = view(dataset, alpha=alpha, law=law, noise_seed=noise_seed, clean=clean, foreign=foreign)

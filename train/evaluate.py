@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Final, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float32, Int64
@@ -15,6 +15,8 @@ from torch.nn import functional as F
 
 from pipeline.laws import Formula
 from pipeline.types import Batch
+
+TOP: Final = 5  # likeliest classes, of which one may be right; says nothing of five classes or fewer
 
 
 @runtime_checkable
@@ -33,11 +35,13 @@ class Scores(NamedTuple):
 
     Args:
         top1_accuracy: Share of right predictions.
+        top5_accuracy: Share of images whose (first) label is among the five likeliest classes.
         loss: Cross-entropy in nats.
         loss_se: Standard error of `loss` over images.
     """
 
     top1_accuracy: float
+    top5_accuracy: float
     loss: float
     loss_se: float
 
@@ -67,20 +71,51 @@ def evaluate(learner: Predictor, batches: Iterable[Batch], noise: Formula | None
         noise: Score against all labels of each image under this formula, instead of its source label.
     """
     device = learner.device
-    sums = torch.zeros(4, dtype=torch.float64, device=device)  # images, right, loss, loss²
+    sums = torch.zeros(5, dtype=torch.float64, device=device)  # images, right, among the first five, loss, loss²
     with learner.evaluating() as logits_of:
         for batch in batches:
             labels = batch.labels[:, None]
             if noise is not None:
                 source = batch.labels.cpu().numpy().astype("uint16")
                 labels = torch.from_numpy(noise.all_labels(batch.rows.numpy(), source).astype("int64"))
-            right, loss = (x.double() for x in image_scores(logits_of(batch.images), labels.to(device)))
+            logits, labels = logits_of(batch.images), labels.to(device)
+            right, loss = (x.double() for x in image_scores(logits, labels))
+            first = (logits > logits.gather(1, labels[:, :1])).sum(dim=1) < TOP
             count = torch.tensor(len(loss), dtype=torch.float64, device=device)
-            sums += torch.stack([count, right.sum(), loss.sum(), loss.square().sum()])
-    images, rights, total, squares = sums.tolist()  # device-to-host synchronization
+            sums += torch.stack([count, right.sum(), first.double().sum(), loss.sum(), loss.square().sum()])
+    images, rights, firsts, total, squares = sums.tolist()  # device-to-host synchronization
     mean = total / images
     variance = max(0.0, squares / images - mean**2) * images / max(1.0, images - 1)
-    return Scores(rights / images, mean, math.sqrt(variance / images))
+    return Scores(rights / images, firsts / images, mean, math.sqrt(variance / images))
+
+
+def memorisation(learner: Predictor, batches: Iterable[Batch], noise: Formula) -> tuple[float, float]:
+    """Measure what a net says of training images that carry wrong labels.
+
+    Args:
+        learner: The net.
+        batches: Training images with their source labels; rows are image ids.
+        noise: Gives all labels of an image.
+
+    Returns:
+        Means over wrong labels: how often the net predicts the label, and how often the source label of its image. A
+        net that memorises nothing says a wrong label as often as the noise would: (1 - the second) / (K - 1) under
+        uniform noise. Both are nan where no label is wrong.
+
+    Source: Arpit et al. 2017 (arXiv 1706.05394) and Liu et al. 2020 (arXiv 2007.00151) track both shares.
+    """
+    sums = torch.zeros(3, dtype=torch.float64, device=learner.device)  # wrong labels, said as given, said as they were
+    with learner.evaluating() as logits_of:
+        for batch in batches:
+            source = batch.labels.cpu().numpy().astype("uint16")
+            labels = torch.from_numpy(noise.all_labels(batch.rows.numpy(), source).astype("int64")).to(learner.device)
+            true = batch.labels.to(learner.device)[:, None]
+            said = logits_of(batch.images).argmax(dim=1, keepdim=True)
+            wrong = labels != true
+            counts = (wrong, wrong & (labels == said), wrong & (said == true))
+            sums += torch.stack([count.sum() for count in counts]).double()
+    given, as_given, as_true = sums.tolist()  # device-to-host synchronization
+    return (as_given / given, as_true / given) if given else (math.nan, math.nan)
 
 
 def confusion(learner: Predictor, batches: Iterable[Batch], num_classes: int) -> Int64[Array, "k k"]:

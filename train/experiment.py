@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from rich.table import Table
@@ -21,6 +23,7 @@ from train.data import facts
 from train.evaluate import best_by_noisy_validation, columns, confusion
 from train.learner import Learner, resolve_precision
 from train.loop import Run, fit, load, stop_signals
+from train.memory import parts_that_fit
 from train.methods import METHODS
 from train.metrics import Display, Log
 from train.models import build_model
@@ -28,6 +31,8 @@ from train.process import settle
 from train.recipes import Recipe
 from train.run_folder import RunFolder
 from train.schedule import learning_rate
+
+MEMORISED: Final = 1_000  # training images whose wrong labels are looked at; the ids are a class-balanced shuffle
 
 
 class Stopped(Exception):
@@ -75,13 +80,17 @@ def run_experiment(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     recipe = dataclasses.replace(recipe, precision=resolve_precision(recipe.precision, device))
     learner = build_learner(recipe, dataset, device)
+    learner.accumulate = parts_of(recipe, dataset, learner, folder if resume else None)
+    recipe = dataclasses.replace(recipe, accumulate=learner.accumulate)
     held_in = train_images(dataset.formula.num_images, recipe.val_frac)
     if not held_in:
         raise UserError(f"val_frac {recipe.val_frac} holds all {dataset.formula.num_images} images out; lower it")
     law = dataset.formula.law.name
     if METHODS[recipe.method].uses_clean_labels and law != "uniform":
         raise UserError(f"{recipe.method} is defined for law uniform, this data set's is {law}; give another --method")
-    method = METHODS[recipe.method](num_classes=dataset.num_classes, alpha=dataset.formula.alpha)
+    method = METHODS[recipe.method](
+        num_classes=dataset.num_classes, alpha=dataset.formula.alpha, label_smoothing=recipe.label_smoothing
+    )
     if save_confusion is not None:
         finished = resume and (folder / "result.json").exists()
         check_confusion_file(save_confusion, dataset.formula.num_images - held_in, finished=finished)
@@ -100,53 +109,63 @@ def run_experiment(
     )
     console.print(f"loader: {batches.loader} ({batches.why})", highlight=False)
     config = {"recipe": dataclasses.asdict(recipe), "data": facts(dataset)}
-    run_folder = RunFolder(folder, config, resume=resume)
-    if run_folder.finished:
-        batches.close()
-        result: dict[str, Any] = run_folder.read("result.json")
-        if save_confusion is not None:
-            learner.evaluated.load_state_dict(load_state(folder / "last.pt", device))
+    with closing(RunFolder(folder, config, resume=resume)) as run_folder:
+        if run_folder.finished:
+            batches.close()
+            result: dict[str, Any] = run_folder.read("result.json")
+            if save_confusion is not None:
+                learner.evaluated.load_state_dict(load_state(folder / "last.pt", device))
+                write_confusion(save_confusion, recipe, dataset, learner)
+            return result
+        held_out = range(held_in, dataset.formula.num_images)
+        run = Run(
+            recipe,
+            dataset,
+            run_folder,
+            learner,
+            method,
+            batches,
+            test=open_evaluation(dataset, loader=recipe.loader, resize=recipe.resize, device=device),
+            noisy_val=open_evaluation(
+                dataset,
+                "train",
+                stream="examples" if dataset.formula.law.adds_images else "images",
+                images=held_out,
+                loader=recipe.loader,
+                resize=recipe.resize,
+                device=device,
+            )
+            if held_out
+            else None,
+            memorised=None
+            if dataset.formula.law.adds_images
+            else open_evaluation(
+                dataset,
+                "train",
+                images=range(min(held_in, MEMORISED)),
+                loader=recipe.loader,
+                resize=recipe.resize,
+                device=device,
+            ),
+            clock=Clock(recipe.batch, recipe.examples, batches.num_examples),
+        )
+        load(run)
+        log, display = Log(folder, examples=run.clock.examples), Display(run.clock)
+        try:
+            with stop_signals() as received:
+                fit(run, log, display, stop=lambda: bool(received))
+        finally:
+            display.close()
+            log.close()
+            batches.close()
+        if not run.clock.finished:
+            raise Stopped(received[0])
+        save_state(folder / "last.pt", learner.evaluated.state_dict())
+        result = outcome(run)
+        run_folder.write("result.json", result)
+        if save_confusion is not None:  # after the result: a file that exists belongs to a finished run, or to others
             write_confusion(save_confusion, recipe, dataset, learner)
         return result
-    held_out = range(held_in, dataset.formula.num_images)
-    run = Run(
-        recipe,
-        dataset,
-        run_folder,
-        learner,
-        method,
-        batches,
-        test=open_evaluation(dataset, loader=recipe.loader, resize=recipe.resize, device=device),
-        noisy_val=open_evaluation(
-            dataset,
-            "train",
-            stream="examples" if dataset.formula.law.adds_images else "images",
-            images=held_out,
-            loader=recipe.loader,
-            resize=recipe.resize,
-            device=device,
-        )
-        if held_out
-        else None,
-        clock=Clock(recipe.batch, recipe.examples, batches.num_examples),
-    )
-    load(run)
-    log, display = Log(folder, examples=run.clock.examples), Display(run.clock)
-    try:
-        with stop_signals() as received:
-            fit(run, log, display, stop=lambda: bool(received))
-    finally:
-        display.close()
-        log.close()
-        batches.close()
-    if not run.clock.finished:
-        raise Stopped(received[0])
-    save_state(folder / "last.pt", learner.evaluated.state_dict())
-    result = outcome(run)
-    run_folder.write("result.json", result)
-    if save_confusion is not None:  # after the result: a file that exists belongs to a finished run, or to others
-        write_confusion(save_confusion, recipe, dataset, learner)
-    return result
 
 
 def check_confusion_file(path: Path, num_held_out: int, *, finished: bool) -> None:
@@ -197,9 +216,27 @@ def build_learner(recipe: Recipe, dataset: DilutedSet, device: torch.device) -> 
         beta2=recipe.beta2,
         weight_decay=recipe.weight_decay,
         ema=recipe.ema,
+        compile=recipe.compile,
         precision=recipe.precision,
         device=device,
     )
+
+
+def parts_of(recipe: Recipe, dataset: DilutedSet, learner: Learner, begun: Path | None) -> int:
+    """Return in how many parts a batch is computed: as asked for, as a run has begun, or as many as memory calls for.
+
+    Raises:
+        UserError: If not even one image fits.
+    """
+    if recipe.accumulate != "auto":
+        return int(recipe.accumulate)
+    if begun is not None and (begun / "config.json").exists():  # batch norm sees the parts, so they stay
+        before: dict[str, Any] = json.loads((begun / "config.json").read_text(encoding="utf-8"))
+        return int(before["recipe"].get("accumulate", 1))
+    parts = parts_that_fit(learner.net, dataset.batch_shape, recipe.batch, learner.dtype)
+    if parts > 1:
+        console.print(f"accumulate: {parts} parts of {recipe.batch // parts} fit memory", highlight=False)
+    return parts
 
 
 def outcome(run: Run) -> dict[str, Any]:
@@ -207,8 +244,13 @@ def outcome(run: Run) -> dict[str, Any]:
     chosen = best_by_noisy_validation(run.evaluations)
     best = {} if chosen is None else run.evaluations[chosen]
     formula = run.dataset.formula
+    matrix = confusion(run.learner, run.test, run.dataset.num_classes)
+    last = run.evaluations[-1]
     return {
         "top1_accuracy": columns(run.evaluations),
+        "top5_accuracy": last.get("eval/top5_accuracy"),
+        "class_accuracy": (matrix.diagonal() / matrix.sum(axis=1).clip(min=1)).round(6).tolist(),
+        "memorisation": {name: last.get(f"memorisation/{name}") for name in ("given", "true")},
         "noisy_val_loss": best.get("eval/noisy_val_loss"),
         "noisy_val_loss_se": best.get("eval/noisy_val_loss_se"),
         "num_noisy_val_images": len(run.noisy_val) if run.noisy_val is not None else 0,

@@ -13,10 +13,11 @@ from pipeline.dataset import DilutedSet
 from pipeline.errors import UserError
 from pipeline.loaders import Batches, Evaluation
 from pipeline.types import Batch
-from train.checkpoint import load_state, save_state
+from train.checkpoint import load_checkpoint, save_checkpoint, save_state
 from train.clock import Clock
-from train.evaluate import best_by_noisy_validation, evaluate
+from train.evaluate import TOP, best_by_noisy_validation, evaluate, memorisation
 from train.learner import Learner
+from train.memory import is_out_of_memory, out_of_memory
 from train.methods import Method
 from train.metrics import Display, Log, Meter, Pace
 from train.recipes import Recipe
@@ -40,6 +41,7 @@ class Run:
         test: The test images.
         noisy_val: The held-out training images, or all examples of theirs that show other images; None if there are
             none.
+        memorised: Training images whose wrong labels the net may have learned; None if other images carry those.
         clock: The time.
         evaluations: One row each, in order.
         replaced: Ids of images (n + those of foreign ones) that could not be read and in whose place others were
@@ -54,6 +56,7 @@ class Run:
     batches: Batches
     test: Evaluation
     noisy_val: Evaluation | None
+    memorised: Evaluation | None
     clock: Clock
     evaluations: list[dict[str, float]] = field(default_factory=list)
     replaced: set[int] = field(default_factory=set)
@@ -71,7 +74,7 @@ def fit(run: Run, log: Log, display: Display, stop: Callable[[], bool]) -> None:
             batch = next(run.batches)
         if len(batch.replaced):
             note_replaced(run, batch)
-        run.meter.add(run.method.step(run.learner, batch, clock))
+        train_on(run, batch)
         run.pace.add(recipe.batch)
         clock.tick()
         if clock.passed(recipe.log_every):
@@ -86,6 +89,22 @@ def fit(run: Run, log: Log, display: Display, stop: Callable[[], bool]) -> None:
                 save(run)
         if stopping:
             return
+
+
+def train_on(run: Run, batch: Batch) -> None:
+    """Do one step, on the whole batch or part after part.
+
+    Raises:
+        UserError: If it does not fit memory.
+    """
+    learner = run.learner
+    try:
+        for part in [batch] if learner.accumulate == 1 else batch.parts(learner.accumulate):
+            run.meter.add(run.method.step(learner, part, run.clock))
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise out_of_memory(error, batch=run.recipe.batch, accumulate=learner.accumulate) from error
 
 
 def note_replaced(run: Run, batch: Batch) -> None:
@@ -121,6 +140,11 @@ def evaluate_now(run: Run, log: Log) -> None:
     check_finite(run)
     scores = evaluate(run.learner, run.test)
     row = {"eval/top1_accuracy": scores.top1_accuracy, "eval/loss": scores.loss}
+    if run.dataset.num_classes > TOP:
+        row["eval/top5_accuracy"] = scores.top5_accuracy
+    if run.memorised is not None:
+        given, true = memorisation(run.learner, run.memorised, run.dataset.formula)
+        row |= {"memorisation/given": given, "memorisation/true": true}
     if run.noisy_val is not None:
         formula = run.dataset.formula
         noisy = evaluate(run.learner, run.noisy_val, None if formula.law.adds_images else formula)
@@ -142,19 +166,18 @@ def save(run: Run) -> None:
     state: dict[str, Any] = {part: getattr(run, part).state_dict() for part in _SAVED}
     state |= {"evaluations": run.evaluations, "replaced": sorted(run.replaced)}
     state |= {"num_replaced": run.batches.num_replaced}
-    save_state(run.folder.path / "checkpoint.pt", state)
+    save_checkpoint(run.folder.path, state, keep=run.recipe.keep)
     run.saved_at = time.monotonic()
 
 
 def load(run: Run) -> None:
-    """Go on from the checkpoint, if there is one.
+    """Go on from the newest checkpoint that can be read, if there is any.
 
     Raises:
-        UserError: If it is damaged.
+        UserError: If there are some and all are damaged.
     """
-    path = run.folder.path / "checkpoint.pt"
-    if path.exists():
-        state = load_state(path, run.learner.device)
+    state = load_checkpoint(run.folder.path, run.learner.device)
+    if state is not None:
         for part in _SAVED:
             getattr(run, part).load_state_dict(state[part])
         run.evaluations = state["evaluations"]

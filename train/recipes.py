@@ -14,7 +14,7 @@ from typing import Any, Final
 from pipeline.errors import UserError
 from train.learner import OPTIMIZERS, PRECISIONS
 from train.methods import METHODS
-from train.models import MODELS
+from train.models import check_model
 from train.schedule import SCHEDULES
 
 
@@ -31,7 +31,7 @@ class Recipe:
         law: Where noisy labels come from; None is the data set's own.
         noise_seed: Draws the labels; None is the data set's own.
         clean: Use the first so many images of the class-balanced order; None is all.
-        model: One of `MODELS`.
+        model: One of `train.models.MODELS`, or a model of timm.
         method: One of `METHODS`.
         loader: One of the loaders, or "auto".
         order: "full" or "passes".
@@ -41,18 +41,23 @@ class Recipe:
         batch: Examples (images) a step.
         optimizer: One of `OPTIMIZERS`.
         lr: Peak learning rate.
-        momentum: Nesterov momentum of sgd, first beta of adamw, in [0, 1).
+        momentum: Nesterov momentum of sgd, first beta of adamw, rho of adadelta, in [0, 1).
         beta2: Second beta of adamw, in [0, 1).
         weight_decay: For weights; norms and biases have none.
+        label_smoothing: Share of a label that is spread over all classes, in [0, 1).
+        accumulate: Parts that a batch is computed in, one after the other (batch norm sees the parts); "auto" takes as
+            few as fit memory.
         ema: Evaluate an average of weights that weighs the last 1/ema of the run most; 0 for none.
         schedule: One of `SCHEDULES`.
         warmup_frac: Share of the run in which the rate climbs from 0, in [0, 1).
         precision: One of `PRECISIONS`.
+        compile: Let torch compile the net.
         seed: Draws order, augmentation and initial weights.
         val_frac: Share of the training images held out for the noisy validation, in [0, 1).
         eval_every: Examples between evaluations.
         log_every: Examples between readings of the device's metrics.
         checkpoint_every: Examples between checkpoints; there is one every five minutes besides.
+        keep: How many checkpoints to keep.
 
     Raises:
         UserError: If a value is not allowed.
@@ -79,23 +84,27 @@ class Recipe:
     momentum: float = 0.9
     beta2: float = 0.999
     weight_decay: float = 5e-4
+    label_smoothing: float = 0.0
+    accumulate: int | str = 1
     ema: float = 0.0
     schedule: str = "cosine"
     warmup_frac: float = 0.05
     precision: str = "auto"
+    compile: bool = False
     seed: int = 0
     val_frac: float = 0.1
     eval_every: int = 100_000
     log_every: int = 25_600
     checkpoint_every: int = 10_000_000
+    keep: int = 2
 
     def __post_init__(self) -> None:
-        check_choice("model", self.model, MODELS)
+        check_model(self.model)
         check_choice("method", self.method, METHODS)
         check_choice("optimizer", self.optimizer, OPTIMIZERS)
         check_choice("schedule", self.schedule, SCHEDULES)
         check_choice("precision", self.precision, PRECISIONS)
-        for name in ("momentum", "beta2", "warmup_frac", "val_frac"):
+        for name in ("momentum", "beta2", "warmup_frac", "val_frac", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; give a number in [0, 1)")
         for name in ("lr", "weight_decay", "ema"):
@@ -104,12 +113,20 @@ class Recipe:
         for name in ("examples", "batch", "eval_every", "log_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; give a whole number of examples, 1 or more")
+        parts = 1 if self.accumulate == "auto" else self.accumulate
+        if not isinstance(parts, int) or parts < 1 or self.batch % parts:
+            raise UserError(
+                f"accumulate is {self.accumulate}; give auto, or the number of equal parts of the batch: "
+                f"a divisor of {self.batch}"
+            )
+        if self.keep < 1:
+            raise UserError(f"keep is {self.keep}; give a number of checkpoints, 1 or more")
         if not 0 <= self.seed < 2**64:
             raise UserError(f"seed {self.seed}; give a whole number in [0, 2^64)")
 
 
 # What may differ when a run is resumed: where the data lies (its facts are compared instead), how often to save.
-FREE_FIELDS: Final = frozenset({"shards", "source", "alpha", "law", "noise_seed", "clean", "checkpoint_every"})
+FREE_FIELDS: Final = frozenset({"shards", "source", "alpha", "law", "noise_seed", "clean", "checkpoint_every", "keep"})
 
 
 def recipe_for(
@@ -140,7 +157,7 @@ def recipe_for(
         given["examples"] = max(1, round(epochs * num_images * per_image))
     if given.get("optimizer") == "sgd":
         defaults |= _SGD
-    fields = {**defaults, **given}
+    fields = {"model": _MODEL_OF.get(dataset, Recipe.model), **defaults, **given}
     fields.setdefault("eval_every", max(fields["batch"], fields["examples"] // 30))
     fields.setdefault("log_every", 50 * fields["batch"])
     return Recipe(dataset=dataset, method=method, **fields)
@@ -156,6 +173,14 @@ _AVERAGED_ADAMW: Final[dict[str, Any]] = {
     "schedule": "constant",
     "warmup_frac": 0.05,
     "ema": 3.0,
+}
+
+
+_MODEL_OF: Final = {
+    "imagenet": "resnet18",
+    "folder": "resnet18",
+    "cifar10": "cifar_resnet18",
+    "cifar100": "cifar_resnet18",
 }
 
 

@@ -3,13 +3,14 @@
 config.json      the complete recipe, and the facts of the data it ran on
 versions.json    one entry for each process that worked on the run: versions, processor, threads
 metrics.jsonl    one row per log interval and per evaluation; the same in TensorBoard event files
-checkpoint.pt    where to go on
+checkpoint.pt    where to go on; checkpoint-1.pt is the one before it
 last.pt best.pt  weights at the end, and at the lowest noisy validation loss
 result.json      what came out; a folder that has it is finished
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import platform
 from importlib.metadata import version
@@ -24,7 +25,7 @@ from train.recipes import FREE_FIELDS, difference
 
 
 class RunFolder:
-    """Opens a folder for a run, a new one or one to go on with.
+    """Opens a folder for a run, a new one or one to go on with; until `close`, no other process can.
 
     Args:
         path: Where.
@@ -32,8 +33,8 @@ class RunFolder:
         resume: Whether to go on with a run that lies there.
 
     Raises:
-        UserError: If there is a run and `resume` is not set, the run is another one, or the folder holds
-            something else.
+        UserError: If there is a run and `resume` is not set, the run is another one, another process works on it, or
+            the folder holds something else.
     """
 
     def __init__(self, path: Path, config: dict[str, dict[str, Any]], *, resume: bool) -> None:
@@ -47,8 +48,18 @@ class RunFolder:
         else:
             path.mkdir(parents=True)
             self.write("config.json", config)
+        self._lock = (path / "config.json").open("rb")  # goes with the process, however it ends
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.close()
+            raise UserError(f"another process trains in {path}; wait for it, or give another --out") from None
         if not self.finished:
             self._note_versions()
+
+    def close(self) -> None:
+        """Let other processes go on with the run."""
+        self._lock.close()
 
     @property
     def finished(self) -> bool:

@@ -10,6 +10,7 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda progress: 1.0,
     "linear": lambda progress: 1.0 - progress,
     "cosine": lambda progress: (1.0 + math.cos(math.pi * progress)) / 2.0,
+    "steps": lambda progress: 0.1 ** sum(progress >= drop for drop in (1 / 3, 2 / 3, 8 / 9)),  # ImageNet's 30, 60, 80
 }
 
 

@@ -292,12 +292,17 @@ class Evaluation:
         """Return the number of images (examples) that this rank sees."""
         return len(self.positions)
 
+    def _places(self, positions: Int64[Array, " b"]) -> Places:
+        copies, ranks = np.divmod(positions, len(self.images))
+        return Places(np.zeros_like(copies), ranks + self.images.start, copies)
+
     def __iter__(self) -> Iterator[Batch]:
         for first in range(self.positions.start, self.positions.stop, self.batch):
-            positions = np.arange(first, min(first + self.batch, self.positions.stop), dtype=np.int64)
-            copies, ranks = np.divmod(positions, len(self.images))
-            places = Places(np.zeros_like(copies), ranks + self.images.start, copies)
-            rows = copies * self.formula.num_images + places.image_ids
+            end = min(first + self.batch, self.positions.stop)
+            ahead = np.arange(first, min(end + BLOCK_IMAGES, self.positions.stop), _EVERY, dtype=np.int64)
+            self.loader.expect(self._places(ahead))
+            places = self._places(np.arange(first, end, dtype=np.int64))
+            rows = places.copies * self.formula.num_images + places.image_ids
             images, bad = self.loader.images(places, rows)
             if bad.any():  # what cannot be read is left out and stands in `replaced`: no other is counted twice
                 images = images[torch.from_numpy(~bad).to(images.device)]

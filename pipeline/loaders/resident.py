@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from weakref import WeakKeyDictionary
+
 import numpy as np
 import torch
 from jaxtyping import Bool, Float32, Int8, Int32, Int64, UInt8
@@ -17,6 +19,9 @@ from pipeline.loaders.augmented import Augmented
 from pipeline.loaders.types import Decoded, How, Loader, Shown
 from pipeline.sources.types import ArraySplit, Augmentation
 from pipeline.stream import Places
+
+# Training, validation and other evaluations of one split share its pixels; they go with the split.
+_DECODED: WeakKeyDictionary[ImageSplit, tuple[UInt8[Array, "n h w c"], Bool[Array, " n"]]] = WeakKeyDictionary()
 
 
 class Resident:
@@ -46,7 +51,9 @@ class Resident:
             raise TypeError("images of differing sizes do not fit into one array")
         self.seed, self.augmentation, self.device = seed, augmentation, device
         self.mean, self.std, self.formula = dataset.mean, dataset.std, dataset.formula
-        pixels, damaged = read_pixels(split, dataset.image_shape)
+        if split not in _DECODED:
+            _DECODED[split] = read_pixels(split, dataset.image_shape)
+        pixels, damaged = _DECODED[split]
         if split is dataset.train and isinstance(self.formula.law, Foreign) and dataset.foreign is not None:
             foreign, damaged_foreign = read_pixels(dataset.foreign, dataset.image_shape)
             pixels, damaged = np.concatenate([pixels, foreign]), np.concatenate([damaged, damaged_foreign])

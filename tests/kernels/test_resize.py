@@ -13,7 +13,7 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as F
 
 from kernels.jit import num_threads
-from kernels.resize import resize_window_plain, resize_windows
+from kernels.resize import resize_window_plain, resize_windows, window_resizer
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PIXELS: dict[str, Any] = {"mean": (0.0,) * 3, "std": (1 / 255,) * 3}  # gives pixel values back
@@ -148,7 +148,7 @@ def test_kernels_run_as_plain_python() -> None:
     code = (
         "import sys; sys.path.insert(0, '.')\n"
         "import numpy as np\n"
-        "from kernels.resize import resize_window_plain, resize_windows\n"
+        "from kernels.resize import resize_window_plain, resize_windows, window_resizer\n"
         "image = np.arange(10 * 14 * 3, dtype=np.uint8).reshape(10, 14, 3)\n"
         "box, bound = np.array([[1.0, 2.0, 2.0, 1.5]]), np.array([[1, 9, 2, 8]], dtype=np.int32)\n"
         "out = np.empty((1, 4, 4, 3), dtype=np.float32)\n"
@@ -193,3 +193,17 @@ def test_what_does_not_fit_is_refused(name: str, wrong: Any) -> None:
     resize_windows(**GOOD, mean=MEAN, std=STD)
     with pytest.raises(ValueError, match=r"fit|contiguous|outside|output|scale|images for"):
         resize_windows(**GOOD | {name: wrong}, mean=MEAN, std=STD)
+
+
+@pytest.mark.parametrize("antialias", [True, False])
+def test_one_row_at_a_time_gives_the_bits_of_all_at_once(antialias: bool) -> None:
+    images, bounds, flips = random_windows(5, batch=9, largest=60)
+    boxes = boxes_of(bounds, 16)
+    together, single = (np.full((9, 16, 16, 3), np.nan, dtype=np.float32) for _ in range(2))
+    resize_windows(images, boxes, bounds, flips, MEAN, STD, together, antialias=antialias)
+    resize = window_resizer(boxes, bounds, flips, MEAN, STD, single, antialias=antialias)
+    for row in reversed(range(9)):
+        resize(row, images[row])
+    assert np.array_equal(together, single)
+    with pytest.raises(ValueError, match="outside of an image"):
+        resize(0, images[0][: bounds[0][1] - 1].copy())

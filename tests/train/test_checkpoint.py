@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pipeline.errors import UserError
-from train.checkpoint import load_state, save_state
+from train.checkpoint import load_checkpoint, load_state, save_checkpoint, save_state
 
 CPU = torch.device("cpu")
 
@@ -53,3 +53,38 @@ def test_a_full_disk_is_named_and_keeps_the_old_checkpoint(tmp_path: Path, monke
     with pytest.raises(UserError, match=r"cannot write .*c\.pt.*No space left"):
         save_state(tmp_path / "c.pt", {"step": 2})
     assert load_state(tmp_path / "c.pt", CPU) == {"step": 1}
+
+
+def state(examples: int) -> dict[str, dict[str, int]]:
+    return {"clock": {"examples": examples}}
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_the_latest_checkpoints_are_kept(tmp_path: Path, keep: int) -> None:
+    for number in range(5):
+        save_checkpoint(tmp_path, state(number), keep=keep)
+    names = ["checkpoint.pt", "checkpoint-1.pt", "checkpoint-2.pt"][:keep]
+    assert {path.name for path in tmp_path.iterdir()} == set(names)
+    assert [load_state(tmp_path / name, CPU) for name in names] == [state(4 - age) for age in range(keep)]
+    save_checkpoint(tmp_path, state(5), keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before_it_and_that_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert load_checkpoint(tmp_path, CPU) is None
+    for number in range(1, 4):
+        save_checkpoint(tmp_path, state(1_000 * number), keep=3)
+    assert load_checkpoint(tmp_path, CPU) == state(3_000)
+    assert not capsys.readouterr().out
+    (tmp_path / "checkpoint.pt").write_bytes((tmp_path / "checkpoint.pt").read_bytes()[:100])
+    assert load_checkpoint(tmp_path, CPU) == state(2_000)
+    said = capsys.readouterr().out
+    assert "checkpoint.pt cannot be read" in said
+    assert "going on from checkpoint-1.pt instead, at example 2,000" in said
+    (tmp_path / "checkpoint-1.pt").unlink()  # as when a process was killed between two renames
+    assert load_checkpoint(tmp_path, CPU) == state(1_000)
+    (tmp_path / "checkpoint-2.pt").write_bytes(b"")
+    with pytest.raises(UserError, match=r"checkpoint\.pt cannot be read"):
+        load_checkpoint(tmp_path, CPU)

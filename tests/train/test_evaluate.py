@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.dataset import DilutedSet
+from pipeline.dataset import DilutedSet, dilute, view
 from pipeline.loaders import open_evaluation
-from train.evaluate import best_by_noisy_validation, columns, evaluate, image_scores
+from pipeline.sources.synthetic import synthetic
+from train.evaluate import best_by_noisy_validation, columns, evaluate, image_scores, memorisation
 
 
 class Oracle:
@@ -102,3 +103,39 @@ def test_choosing_by_noisy_validation_never_looks_at_the_test_labels() -> None:
 def test_without_a_held_out_part_there_is_no_choice_by_noisy_validation() -> None:
     assert best_by_noisy_validation(rows([0.5])) is None
     assert columns(rows([0.5]))["best_noisy_val"] is None
+
+
+def test_the_top_five_are_the_five_likeliest_classes() -> None:
+    source = synthetic(num_train=40, num_test=90, height=8, width=8, channels=1, num_classes=9)
+    dataset = dilute(source, alpha=1)
+    weights = torch.randn(64, 9, generator=torch.Generator().manual_seed(0))
+    logits_of = lambda images: images.flatten(1) @ weights  # noqa: E731
+    (whole,) = open_evaluation(dataset)
+    five = logits_of(whole.images).topk(5).indices
+    expected = (five == whole.labels[:, None]).any(dim=1).double().mean().item()
+    assert 0 < expected < 1
+    assert evaluate(Oracle(logits_of), open_evaluation(dataset, batch=17)).top5_accuracy == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("batch", [7, 1000])
+def test_memorisation_counts_wrong_labels_that_are_said_and_source_labels_in_their_place(
+    tiny: DilutedSet, batch: int
+) -> None:
+    images = range(30)
+    ids = np.arange(30)
+    source = tiny.train.source_labels[ids].astype(int)
+    labels = tiny.formula.all_labels(ids, tiny.train.source_labels[ids]).astype(int)
+    (whole,) = open_evaluation(tiny, "train", images=images)
+    said = linear(whole.images).argmax(1).numpy()
+    wrong = labels != source[:, None]
+    expected = ((labels == said[:, None])[wrong].mean(), (source == said)[:, None].repeat(4, axis=1)[wrong].mean())
+    found = memorisation(Oracle(linear), open_evaluation(tiny, "train", images=images, batch=batch), tiny.formula)
+    assert found == pytest.approx(expected)
+    assert 0 < expected[0] < 1
+    assert 0 < expected[1] < 1
+
+
+def test_without_wrong_labels_there_is_nothing_to_memorise(tiny: DilutedSet) -> None:
+    clean = view(tiny, alpha=0)
+    found = memorisation(Oracle(linear), open_evaluation(clean, "train"), clean.formula)
+    assert all(map(math.isnan, found))

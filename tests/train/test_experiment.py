@@ -89,7 +89,7 @@ def test_a_run_folder_says_everything_about_a_run(tiny: DilutedSet, tmp_path: Pa
     names = {path.name for path in run.iterdir() if not path.name.startswith("events.")}
     assert names == {
         *("config.json", "versions.json", "metrics.jsonl", "result.json"),
-        *("checkpoint.pt", "last.pt", "best.pt"),
+        *("checkpoint.pt", "checkpoint-1.pt", "last.pt", "best.pt"),
     }
     assert len(list(run.glob("events.*"))) == 1
     config = json.loads((run / "config.json").read_text())
@@ -305,7 +305,7 @@ def test_the_host_reads_the_device_once_a_log_interval(
 
     monkeypatch.setattr(Plain, "step", strict)
     run_experiment(recipe(eval_every=480, log_every=48, checkpoint_every=480), tiny, tmp_path / "run")
-    assert reads == 10 + 2  # ten log intervals; the test images and the held-out ones once
+    assert reads == 10 + 3  # ten log intervals; the test images, the held-out ones and those with wrong labels once
 
 
 def test_a_run_is_the_same_from_shards_and_in_memory(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import copy
+import shutil
 from typing import Any
 
 import pytest
@@ -200,3 +201,67 @@ def test_a_broken_weight_or_statistic_is_seen() -> None:
     assert made.is_finite()
     next(m for m in made.net.modules() if isinstance(m, nn.BatchNorm2d)).running_var[0] = float("inf")  # type: ignore[index]
     assert not made.is_finite()
+
+
+@pytest.mark.parametrize("optimizer", list(OPTIMIZERS))
+@pytest.mark.parametrize("parts", [2, 8])
+def test_a_batch_in_parts_gives_the_weights_of_the_whole_one(optimizer: str, parts: int) -> None:
+    whole, cut = (learner(model="mlp1", optimizer=optimizer, ema=1.0) for _ in range(2))
+    cut.accumulate = parts
+    before, clock = parameters(whole), Clock(16, 10**6, 100)
+    for seed in range(3):
+        images, labels = batch(seed)
+        whole.update(F.cross_entropy(whole.logits(images), labels), clock)
+        for some, theirs in zip(images.chunk(parts), labels.chunk(parts), strict=True):
+            cut.update(F.cross_entropy(cut.logits(some), theirs), clock)
+        clock.tick()
+    for start, ours, truth in zip(before, parameters(cut), parameters(whole), strict=True):
+        assert not torch.equal(start, truth)
+        # float32 sums in another order; AdamW divides by roots of gradients, and of those near 0 that is a lot.
+        assert (ours - truth).norm() <= 1e-3 * (truth - start).norm()
+
+
+def test_batch_norm_sees_the_parts_of_a_batch() -> None:
+    whole, cut = learner(), learner()
+    cut.accumulate = 2
+    images, labels = batch(0)
+    whole.update(F.cross_entropy(whole.logits(images), labels), Clock(16, 10**6, 100))
+    for some, theirs in zip(images.chunk(2), labels.chunk(2), strict=True):
+        cut.update(F.cross_entropy(cut.logits(some), theirs), Clock(16, 10**6, 100))
+    gap = torch.cat([(a - b).flatten() for a, b in zip(parameters(cut), parameters(whole), strict=True)])
+    assert gap.abs().max() > 1e-4
+
+
+def test_adadelta_is_that_of_torch() -> None:
+    made, clock = (
+        learner(optimizer="adadelta", momentum=0.8, weight_decay=0.1, rate=lambda clock: 0.5),
+        Clock(16, 1000, 9),
+    )
+    plain = copy.deepcopy(made.net)
+    groups = [
+        {"params": [p for p in plain.parameters() if p.ndim > 1], "weight_decay": 0.1},
+        {"params": [p for p in plain.parameters() if p.ndim <= 1]},
+    ]
+    theirs = torch.optim.Adadelta(groups, lr=0.5, rho=0.8)
+    train(made, clock, range(4))
+    for seed in range(4):
+        images, labels = batch(seed)
+        theirs.zero_grad()
+        F.cross_entropy(plain(images), labels).backward()  # type: ignore[no-untyped-call]
+        theirs.step()
+    for ours, truth in zip(made.net.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours, truth, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles for a CPU with g++, which is not installed")
+def test_a_compiled_net_trains_like_the_net_that_it_is_and_saves_its_weights() -> None:
+    compiled, plain = learner(compile=True), learner()
+    before = parameters(plain)
+    for made in (compiled, plain):
+        train(made, Clock(16, 10**6, 100), range(3))
+    assert compiled.state_dict()["net"].keys() == plain.state_dict()["net"].keys()
+    for start, ours, truth in zip(before, parameters(compiled), parameters(plain), strict=True):
+        assert (ours - truth).norm() <= 1e-3 * (truth - start).norm() + 1e-6  # float32 sums in another order
+    with compiled.evaluating() as logits_of:
+        assert logits_of(batch(0)[0]).shape == (16, 4)

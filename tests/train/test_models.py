@@ -3,9 +3,9 @@ import torch
 from torch import nn
 
 from pipeline.errors import UserError
-from train.models import MODELS, build_model
+from train.models import MODELS, build_model, check_model
 
-SHAPES = [(28, 28, 1), (32, 32, 3), (9, 6, 2)]
+SHAPES = [(28, 28, 1), (32, 32, 3), (11, 9, 2)]
 
 
 def weights(net: nn.Module) -> torch.Tensor:
@@ -28,11 +28,64 @@ def test_every_model_turns_images_of_any_shape_into_one_logit_a_class(name: str,
         ("mlp2", 785 * 512 + 513 * 512 + 513 * 10),
         ("mlp4", 785 * 512 + 3 * 513 * 512 + 513 * 10),
         ("conv2", 9 * 32 + 64 + 9 * 32 * 64 + 128 + 3137 * 10),
+        (
+            "conv6",
+            64 * (9 + 2 + 576 + 2) + 128 * (576 + 2 + 1152 + 2) + 256 * (1152 + 2 + 2304 + 2) + 2305 * 256 + 2570,
+        ),
         ("conv4", 9 * 32 + 64 + 9 * 32 * 32 + 64 + 9 * 32 * 64 + 128 + 9 * 64 * 64 + 128 + 3137 * 256 + 257 * 10),
     ],
 )
 def test_models_have_the_layers_they_say(name: str, parameters: int) -> None:
     assert len(weights(build_model(name, (28, 28, 1), 10, seed=0))) == parameters
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [  # 3 channels, 10 classes; as the papers and their usual code have them
+        ("cifar_resnet18", 11_173_962),
+        ("cifar_resnet32", 464_154),
+        ("preact_resnet18", 11_172_170),
+        ("wrn_28_2", 1_467_610),
+    ],
+)
+def test_residual_nets_have_the_size_that_is_known(name: str, parameters: int) -> None:
+    assert len(weights(build_model(name, (32, 32, 3), 10, seed=0))) == parameters
+
+
+@pytest.mark.parametrize("name", ["cifar_resnet32", "wrn_28_2"])
+def test_a_residual_block_begins_as_it_is_written(name: str) -> None:
+    """With a second convolution of zeros a block hands on its shortcut."""
+    net = build_model(name, (8, 8, 3), 4, seed=0).eval()
+    blocks = [module for module in net.modules() if hasattr(module, "second")]
+    assert len(blocks) == {"cifar_resnet32": 15, "wrn_28_2": 12}[name]
+    same_shape = [block for block in blocks if block.first.stride == (1, 1) and block.projection is None]
+    for block in same_shape[:2]:
+        nn.init.zeros_(block.second.weight)
+        images = torch.rand(2, block.first.in_channels, 4, 4)
+        torch.testing.assert_close(block(images), images)  # not below 0, so that a last ReLU changes nothing
+    padded = next(block for block in blocks if block.first.stride == (2, 2))
+    nn.init.zeros_(padded.second.weight)
+    images = torch.rand(2, padded.first.in_channels, 4, 4)
+    out = padded(images)
+    assert out.shape == (2, 2 * images.shape[1], 2, 2)
+    if padded.projection is None:
+        half = images.shape[1] // 2
+        torch.testing.assert_close(out[:, half : half + images.shape[1]], images[:, :, ::2, ::2])
+        assert not out[:, :half].any()
+
+
+def test_models_of_timm_are_built_by_name_for_the_images_that_there_are() -> None:
+    net = build_model("test_resnet", (40, 32, 1), 7, seed=0).eval()
+    assert net(torch.rand(2, 1, 40, 32)).shape == (2, 7)
+    assert torch.equal(weights(net), weights(build_model("test_resnet", (40, 32, 1), 7, seed=0)))
+    assert not torch.equal(weights(net), weights(build_model("test_resnet", (40, 32, 1), 7, seed=1)))
+    sized = build_model("test_vit", (64, 64, 3), 5, seed=0).eval()
+    assert sized(torch.rand(1, 3, 64, 64)).shape == (1, 5)
+
+
+def test_a_model_of_timm_says_which_images_it_cannot_take() -> None:
+    with pytest.raises(UserError, match=r"test_vit takes no images of 50 × 64: .*; give another --size"):
+        build_model("test_vit", (50, 64, 3), 5, seed=0)
 
 
 @pytest.mark.parametrize("name", list(MODELS))
@@ -47,7 +100,7 @@ def test_only_conv_nets_have_batch_norm() -> None:
         for name in MODELS
         if any(isinstance(m, nn.BatchNorm2d) for m in build_model(name, (8, 8, 1), 4, seed=0).modules())
     ]
-    assert with_norm == ["conv2", "conv4"]
+    assert with_norm == [name for name in MODELS if not name.startswith(("perceptron", "mlp"))]
 
 
 def test_initial_weights_depend_on_the_seed_and_the_learner_and_on_nothing_else() -> None:
@@ -71,9 +124,13 @@ def test_building_leaves_the_outer_generator_alone() -> None:
     assert torch.equal(torch.rand(4), expected)
 
 
-def test_an_unknown_model_lists_the_menu() -> None:
-    with pytest.raises(UserError, match=r"resnet.*perceptron, mlp1, mlp2, mlp4, conv2, conv4"):
-        build_model("resnet", (28, 28, 1), 10, seed=0)
+def test_an_unknown_model_lists_the_menu_and_the_nearest_names() -> None:
+    with pytest.raises(
+        UserError, match=r"'resnet5'; .*perceptron, mlp1, .*conv4.*, and all of timm's; nearest: .*resnet50"
+    ):
+        build_model("resnet5", (28, 28, 1), 10, seed=0)
+    with pytest.raises(UserError, match=r"and all of timm's$"):
+        check_model("?")
 
 
 def test_a_conv_net_says_which_images_are_too_small() -> None:

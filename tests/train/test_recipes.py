@@ -34,8 +34,8 @@ def test_what_the_user_gives_wins() -> None:
     [
         ("model", "resnet", r"unknown model 'resnet'; the models are: perceptron, mlp1"),
         ("method", "magic", r"unknown method 'magic'; the methods are: plain, h_alpha, histogram"),
-        ("optimizer", "lion", r"the optimizers are: sgd, adamw"),
-        ("schedule", "steps", r"the schedules are: constant, linear, cosine"),
+        ("optimizer", "lion", r"the optimizers are: sgd, adamw, adadelta"),
+        ("schedule", "triangle", r"the schedules are: constant, linear, cosine, steps"),
         ("precision", "int8", r"the precisions are: auto, bf16, fp16, fp32"),
         ("batch", 0, "batch is 0"),
         ("examples", -1, "examples is -1"),
@@ -45,6 +45,11 @@ def test_what_the_user_gives_wins() -> None:
         ("val_frac", 1.0, "val_frac is 1.0"),
         ("weight_decay", -1.0, "weight_decay is -1.0"),
         ("seed", -1, "seed -1"),
+        ("label_smoothing", 1.0, "label_smoothing is 1.0"),
+        ("accumulate", 3, "accumulate is 3; give auto, or the number of equal parts of the batch: a divisor of 512"),
+        ("accumulate", 0, "accumulate is 0"),
+        ("accumulate", "many", "accumulate is many"),
+        ("keep", 0, "keep is 0"),
     ],
 )
 def test_a_value_that_is_not_allowed_is_refused_with_what_is(field: str, value: Any, message: str) -> None:

@@ -18,12 +18,13 @@ def test_a_new_folder_says_what_runs_and_with_which_versions(tmp_path: Path) -> 
     assert folder.read("config.json") == json.loads(json.dumps(CONFIG))
     entry = folder.read("versions.json")[0]
     assert {"dilute", "torch", "numpy", "python", "cpu_threads"} <= set(entry)
-    RunFolder(folder.path, CONFIG, resume=True)
+    folder.close()
+    RunFolder(folder.path, CONFIG, resume=True).close()
     assert len(folder.read("versions.json")) == 2
 
 
 def test_an_existing_run_is_never_overwritten(tmp_path: Path) -> None:
-    RunFolder(tmp_path / "run", CONFIG, resume=False)
+    RunFolder(tmp_path / "run", CONFIG, resume=False).close()
     with pytest.raises(UserError, match=r"holds a run already; add --resume"):
         RunFolder(tmp_path / "run", CONFIG, resume=False)
 
@@ -38,20 +39,29 @@ def test_a_folder_with_something_else_is_never_written_to(tmp_path: Path) -> Non
 
 
 def test_resuming_another_recipe_shows_the_difference_key_by_key(tmp_path: Path) -> None:
-    RunFolder(tmp_path / "run", CONFIG, resume=False)
+    RunFolder(tmp_path / "run", CONFIG, resume=False).close()
     other = {"recipe": CONFIG["recipe"] | {"lr": 0.2}, "data": CONFIG["data"] | {"alpha": 4}}
     with pytest.raises(UserError, match=r"another recipe \(alpha: 3 → 4; lr: 0\.1 → 0\.2\)"):
         RunFolder(tmp_path / "run", other, resume=True)
 
 
 def test_moved_data_and_other_checkpoint_times_are_the_same_run(tmp_path: Path) -> None:
-    RunFolder(tmp_path / "run", CONFIG, resume=False)
+    RunFolder(tmp_path / "run", CONFIG, resume=False).close()
     moved = {"recipe": CONFIG["recipe"] | {"shards": "/elsewhere", "checkpoint_every": 9}, "data": CONFIG["data"]}
-    RunFolder(tmp_path / "run", moved, resume=True)
+    RunFolder(tmp_path / "run", moved, resume=True).close()
 
 
 def test_a_damaged_config_is_named(tmp_path: Path) -> None:
-    RunFolder(tmp_path / "run", CONFIG, resume=False)
+    RunFolder(tmp_path / "run", CONFIG, resume=False).close()
     (tmp_path / "run" / "config.json").write_text('{"recipe"')
     with pytest.raises(UserError, match=r"config\.json is damaged"):
         RunFolder(tmp_path / "run", CONFIG, resume=True)
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
+    first = RunFolder(tmp_path / "run", CONFIG, resume=False)
+    with pytest.raises(UserError, match=r"another process trains in .*run; wait for it, or give another --out"):
+        RunFolder(tmp_path / "run", CONFIG, resume=True)
+    assert len(first.read("versions.json")) == 1
+    first.close()
+    RunFolder(tmp_path / "run", CONFIG, resume=True).close()

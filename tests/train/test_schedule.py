@@ -30,6 +30,9 @@ def test_schedules_have_their_known_values() -> None:
     assert [at("constant", p) for p in (0.0, 0.5, 1.0)] == [1.0, 1.0, 1.0]
     assert [at("linear", p) for p in (0.0, 0.5, 1.0)] == [1.0, 0.5, 0.0]
     assert [at("cosine", p) for p in (0.0, 0.5, 1.0)] == pytest.approx([1.0, 0.5, 0.0], abs=1e-15)
+    assert [at("steps", p) for p in (0.0, 0.33, 0.34, 0.66, 0.67, 0.88, 0.89, 1.0)] == pytest.approx(
+        [1.0, 1.0, 0.1, 0.1, 0.01, 0.01, 0.001, 0.001]
+    )
 
 
 @pytest.mark.parametrize("schedule", list(SCHEDULES))
@@ -41,5 +44,6 @@ def test_the_rate_summed_over_examples_does_not_depend_on_the_batch(schedule: st
             clock.tick()
         return rates
 
-    # The midpoint rule is exact on straight lines; on a cosine over 100 steps its relative error is below 1e-3.
-    assert total(64) == pytest.approx(total(16), rel=1e-3)
+    # The midpoint rule is exact on straight lines; on a cosine over 100 steps its relative error is below 1e-3. A drop
+    # in the middle of one of 100 steps is half a step off.
+    assert total(64) == pytest.approx(total(16), rel=1e-2 if schedule == "steps" else 1e-3)

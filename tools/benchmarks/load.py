@@ -173,6 +173,7 @@ def _ours(data: Data) -> dict[str, list[str]]:
         found["ours/ffcv-own-linear"] = command("ours", data.own_shards, "--loader", "ffcv", "--resize", "linear")
     if data.tar:
         found["ours/webdataset"] = command("ours", data.tar, "--loader", "webdataset", "--order", "passes")
+        found["ours/dali-until-read-unchecked"] = command("ours", data.tar, "--until", "read", "--no-check")
         for step in ("read", "decode", "augment", *(["copy"] if _gpu() else [])):  # each with those before it
             found[f"ours/dali-until-{step}"] = command("ours", data.tar, "--until", step)
     return found

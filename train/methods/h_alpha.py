@@ -37,7 +37,8 @@ class HAlpha:
     stream: ClassVar[Literal["examples", "images"]] = "images"
     uses_clean_labels: ClassVar[bool] = True
 
-    def __init__(self, *, num_classes: int, alpha: int) -> None:
+    def __init__(self, *, num_classes: int, alpha: int, label_smoothing: float = 0.0) -> None:
+        self.label_smoothing = label_smoothing
         self.num_labels = 1
         self.num_classes = num_classes
         self.alpha = alpha
@@ -47,7 +48,7 @@ class HAlpha:
         labels = batch.labels[:, 0]
         targets = h_alpha_targets(labels, alpha=self.alpha, num_classes=self.num_classes)
         logits = learner.logits(batch.images)
-        loss = F.cross_entropy(logits, targets)
+        loss = F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
         learner.update(loss, clock)
         right = logits.detach().argmax(dim=1) == labels
         return {"train/loss": loss.detach(), "train/top1_accuracy": right.float().mean()}

@@ -40,7 +40,8 @@ class Histogram:
     stream: ClassVar[Literal["examples", "images"]] = "images"
     uses_clean_labels: ClassVar[bool] = False
 
-    def __init__(self, *, num_classes: int, alpha: int) -> None:
+    def __init__(self, *, num_classes: int, alpha: int, label_smoothing: float = 0.0) -> None:
+        self.label_smoothing = label_smoothing
         self.num_labels = 1 + alpha
         self.num_classes = num_classes
 
@@ -48,7 +49,7 @@ class Histogram:
         """Train on one batch of images."""
         targets = histogram_targets(batch.labels, num_classes=self.num_classes)
         logits = learner.logits(batch.images)
-        loss = F.cross_entropy(logits, targets)
+        loss = F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
         learner.update(loss, clock)
         right = targets.gather(1, logits.detach().argmax(dim=1, keepdim=True))  # share of an image's labels
         return {"train/loss": loss.detach(), "train/top1_accuracy": right.mean()}

@@ -26,7 +26,7 @@ class Method(Protocol):
     uses_clean_labels: ClassVar[bool]
     num_labels: int
 
-    def __init__(self, *, num_classes: int, alpha: int) -> None: ...
+    def __init__(self, *, num_classes: int, alpha: int, label_smoothing: float = 0.0) -> None: ...
 
     def step(self, learner: Learner, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         """Train on one batch; return metrics that stay on the device."""
@@ -39,13 +39,14 @@ class Plain:
     stream: ClassVar[Literal["examples", "images"]] = "examples"
     uses_clean_labels: ClassVar[bool] = False
 
-    def __init__(self, *, num_classes: int, alpha: int) -> None:
+    def __init__(self, *, num_classes: int, alpha: int, label_smoothing: float = 0.0) -> None:
+        self.label_smoothing = label_smoothing
         self.num_labels = 1
 
     def step(self, learner: Learner, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         """Train on one batch."""
         logits = learner.logits(batch.images)
-        loss = F.cross_entropy(logits, batch.labels)
+        loss = F.cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)
         learner.update(loss, clock)
         right = logits.detach().argmax(dim=1) == batch.labels
         return {"train/loss": loss.detach(), "train/top1_accuracy": right.float().mean()}

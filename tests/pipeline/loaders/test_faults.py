@@ -131,6 +131,22 @@ def test_a_flipped_byte_is_replaced_counted_and_changes_no_other_row(
 
 
 @pytest.mark.parametrize("loader", NAMES)
+def test_without_checks_damage_that_decodes_is_shown(shards: Path, tmp_path: Path, loader: str) -> None:
+    layout = "beton" if loader == "ffcv" else "tar"
+    folder = copy_of(shards / layout, tmp_path)
+    clean = take(open_shards(folder), loader, 1)[0]
+    image_id = int(clean.rows[3]) % open_shards(folder).formula.num_images
+    damage(folder, [image_id])
+    shown = take(open_shards(folder, check_reads=False), loader, 1)[0]
+    assert not len(shown.replaced)
+    assert torch.equal(shown.rows, clean.rows)
+    changed = [row for row in range(BATCH) if not torch.equal(shown.images[row], clean.images[row])]
+    assert changed == [
+        row for row in range(BATCH) if clean.rows[row] % open_shards(folder).formula.num_images == image_id
+    ]
+
+
+@pytest.mark.parametrize("loader", NAMES)
 def test_a_batch_without_a_good_image_is_an_error_that_names_the_tool(
     shards: Path, tmp_path: Path, loader: str
 ) -> None:

@@ -112,6 +112,16 @@ def test_evaluation_reads_every_image_once(remote: DilutedSet, local: DilutedSet
     assert torch.equal(torch.cat([batch.images for batch in parts]), expected.images)
 
 
+def test_evaluation_sends_for_the_next_block_while_one_is_shown(remote: DilutedSet, s3: Server) -> None:
+    batches = iter(open_evaluation(remote, "train", batch=2))
+    next(batches)  # of the first block
+    deadline = time.monotonic() + 10
+    while len(reads(s3)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert len(reads(s3)) == 2
+    assert sum(1 for _ in batches) == -(-NUM_IMAGES // 2) - 1
+
+
 def test_failing_requests_are_made_again(remote: DilutedSet, local: DilutedSet, s3: Server) -> None:
     s3.fail(r"GetObject .*tar", times=3)
     s3.fail(r"GetObject .*tar", cut=500, times=2)

@@ -29,6 +29,7 @@ command.add_argument("--resize", default="antialias")
 command.add_argument("--order", default="full")
 command.add_argument("--reuse", type=int, default=1)
 command.add_argument("--alpha", type=int)
+command.add_argument("--no-check", action="store_true", help="do not compare checksums")
 command.add_argument("--until", choices=("read", "decode", "augment", "copy"))
 args = command.parse_args()
 
@@ -36,7 +37,7 @@ args = command.parse_args()
 def whole() -> Batches:
     """Open a loader as a user does; float32 batches, channels last."""
     return open_batches(
-        view(open_shards(args.data), alpha=args.alpha),
+        view(open_shards(args.data, check_reads=not args.no_check), alpha=args.alpha),
         batch=args.batch,
         order=args.order,
         window=WINDOW,
@@ -49,7 +50,7 @@ def whole() -> Batches:
 
 def steps() -> Iterator[Any]:
     """Do the first steps of loader dali: read and check the bytes, + decode, + crop and normalise, + copy."""
-    dataset = open_shards(args.data)
+    dataset = open_shards(args.data, check_reads=not args.no_check)
     how, num_images = How(dataset.augmentation, torch.device("cpu")), dataset.formula.num_images
     loader, shown = open_dali(dataset, dataset.train, how), Shown(dataset, dataset.train)
     assert isinstance(loader, Augmented)

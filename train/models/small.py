@@ -1,17 +1,13 @@
-"""Nets for small images, built from the shape of an image and the number of classes."""
+"""Multilayer perceptrons and plain convolutional nets, as the paper compares them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import partial
 from itertools import pairwise
 from typing import Final
 
-import torch
 from torch import nn
 
-from kernels.philox import INIT, word
 from pipeline.errors import UserError
 
 Shape = tuple[int, int, int]  # h, w, c
@@ -43,7 +39,7 @@ def conv2(image_shape: Shape, num_classes: int) -> nn.Module:
     Source: Rolnick et al. 2017, "2-layer ConvNet".
     Deviates: the paper's filter counts are not known; these are this project's choice.
     """
-    height, width = _quartered(image_shape, "conv2")
+    height, width = _pooled(image_shape, "conv2", 2)
     layers = [*_conv(image_shape[2], 32), nn.MaxPool2d(2), *_conv(32, 64), nn.MaxPool2d(2)]
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * height * width, num_classes))
 
@@ -54,47 +50,26 @@ def conv4(image_shape: Shape, num_classes: int) -> nn.Module:
     Source: Rolnick et al. 2017, "Conv4".
     Deviates: the paper's filter counts are not known; these are this project's choice.
     """
-    height, width = _quartered(image_shape, "conv4")
+    height, width = _pooled(image_shape, "conv4", 2)
     layers = [*_conv(image_shape[2], 32), *_conv(32, 32), nn.MaxPool2d(2)]
     layers += [*_conv(32, 64), *_conv(64, 64), nn.MaxPool2d(2)]
     head = [nn.Flatten(), nn.Linear(64 * height * width, 256), nn.ReLU(), nn.Linear(256, num_classes)]
     return nn.Sequential(*layers, *head)
 
 
-MODELS: dict[str, Callable[[Shape, int], nn.Module]] = {
-    "perceptron": perceptron,
-    "mlp1": partial(mlp, num_hidden=1),
-    "mlp2": partial(mlp, num_hidden=2),
-    "mlp4": partial(mlp, num_hidden=4),
-    "conv2": conv2,
-    "conv4": conv4,
-}
+def conv6(image_shape: Shape, num_classes: int) -> nn.Module:
+    """Make 64-64-pool-128-128-pool-256-256-pool-fc256 with 3×3 convolutions and batch norm.
 
-
-def build_model(name: str, image_shape: Shape, num_classes: int, *, seed: int, learner: int = 0) -> nn.Module:
-    """Build a net whose initial weights depend on nothing but the arguments.
-
-    The last layer starts at zero: predictions start uniform, which α-diluted labels nearly are.
-
-    Args:
-        name: One of `MODELS`.
-        image_shape: (h, w, c) of an image.
-        num_classes: K.
-        seed: The run's seed.
-        learner: Which of the nets of a run; each has weights of its own.
-
-    Raises:
-        UserError: If the name is not on the menu or the images are too small for the net.
+    Source: Rolnick et al. 2017, "Conv6", on CIFAR-10.
+    Deviates: the paper's filter counts are not known; these are this project's choice.
     """
-    if name not in MODELS:
-        raise UserError(f"unknown model '{name}'; the models are: {', '.join(MODELS)}")
-    with torch.random.fork_rng(devices=[]):  # the outer generator stays as it was
-        torch.default_generator.manual_seed(word(seed, INIT, learner))
-        net = MODELS[name](image_shape, num_classes)
-    last = [layer for layer in net.modules() if isinstance(layer, nn.Linear)][-1]
-    nn.init.zeros_(last.weight)
-    nn.init.zeros_(last.bias)
-    return net
+    height, width = _pooled(image_shape, "conv6", 3)
+    layers: list[nn.Module] = []
+    channels = [image_shape[2], 64, 128, 256]
+    for channels_in, channels_out in pairwise(channels):
+        layers += [*_conv(channels_in, channels_out), *_conv(channels_out, channels_out), nn.MaxPool2d(2)]
+    head = [nn.Flatten(), nn.Linear(256 * height * width, 256), nn.ReLU(), nn.Linear(256, num_classes)]
+    return nn.Sequential(*layers, *head)
 
 
 def _conv(channels_in: int, channels_out: int) -> list[nn.Module]:
@@ -102,8 +77,12 @@ def _conv(channels_in: int, channels_out: int) -> list[nn.Module]:
     return [convolution, nn.BatchNorm2d(channels_out), nn.ReLU(inplace=True)]
 
 
-def _quartered(image_shape: Shape, name: str) -> tuple[int, int]:
+def _pooled(image_shape: Shape, name: str, times: int) -> tuple[int, int]:
     height, width, _ = image_shape
-    if min(height, width) < 4:
-        raise UserError(f"{name} pools twice and needs images of 4 × 4 px or more, these are {height} × {width}")
-    return height // 4, width // 4
+    least = 2**times
+    if min(height, width) < least:
+        often = {2: "twice", 3: "three times"}[times]
+        raise UserError(
+            f"{name} pools {often} and needs images of {least} × {least} px or more, these are {height} × {width}"
+        )
+    return height // least, width // least

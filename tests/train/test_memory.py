@@ -1,0 +1,97 @@
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import train.memory
+from pipeline.dataset import DilutedSet
+from pipeline.errors import UserError
+from train.experiment import run_experiment
+from train.learner import Learner
+from train.memory import activation_bytes, free_bytes, parts_that_fit
+from train.methods.plain import Plain
+from train.models import build_model
+from train.recipes import Recipe
+
+SHAPE = (8, 8, 1)
+
+
+def recipe(**given: object) -> Recipe:
+    fields = {"model": "conv2", "batch": 12, "examples": 48, "eval_every": 48, "log_every": 12, "precision": "fp32"}
+    return Recipe(dataset="synthetic", **{**fields, **given})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("batch", [1, 5])
+def test_activations_are_counted_to_the_byte(batch: int) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 4))
+    # Of float32: the images, once however often they are reshaped; what the ReLU hands on, once for it and the layer.
+    assert activation_bytes(net, SHAPE, batch, torch.float32) == 4 * batch * (64 + 32)
+
+
+def test_counting_changes_nothing_of_the_net() -> None:
+    net = build_model("conv2", SHAPE, 4, seed=0)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    assert activation_bytes(net, SHAPE, 3, torch.float32) > 0
+    assert net.training
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def test_a_batch_is_cut_into_as_few_equal_parts_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 4))
+    image = 4 * (64 + 32) * 1.5 / 0.8  # bytes that must be free for one
+    for free, parts in ((48 * image, 1), (47 * image, 2), (24 * image, 2), (11 * image, 6), (image, 48)):
+        monkeypatch.setattr(train.memory, "free_bytes", lambda device, free=free: free + 1)
+        assert parts_that_fit(net, SHAPE, 48, torch.float32) == parts
+    monkeypatch.setattr(train.memory, "free_bytes", lambda device: 100)
+    with pytest.raises(UserError, match="give a smaller --model or --size"):
+        parts_that_fit(net, SHAPE, 48, torch.float32)
+
+
+def test_free_memory_is_some_of_the_machines() -> None:
+    total = next(int(line.split()[1]) << 10 for line in Path("/proc/meminfo").read_text().splitlines())  # the first
+    assert 0 < free_bytes(torch.device("cpu")) < total
+
+
+def test_a_run_goes_on_in_the_parts_that_it_began_with(
+    tiny: DilutedSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("train.experiment.parts_that_fit", lambda *_: 3)
+    asked: list[int] = []
+    step = Plain.step
+
+    def counted(self: Plain, learner: Learner, *rest: object) -> object:
+        asked.append(learner.accumulate)
+        if len(asked) == 7:
+            raise KeyboardInterrupt
+        return step(self, learner, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Plain, "step", counted)
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(recipe(accumulate="auto", checkpoint_every=12), tiny, tmp_path / "run")
+    monkeypatch.setattr("train.experiment.parts_that_fit", lambda *_: 1)  # more memory is free now
+    run_experiment(recipe(accumulate="auto", checkpoint_every=12), tiny, tmp_path / "run", resume=True)
+    assert set(asked) == {3}
+    assert len(asked) == 7 + 3 * 2
+
+
+def test_no_memory_is_one_line_that_names_the_knob(
+    tiny: DilutedSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_large(self: Plain, learner: Learner, *rest: object) -> object:
+        return torch.empty(1 << 55)
+
+    monkeypatch.setattr(Plain, "step", too_large)
+    with pytest.raises(UserError, match=r"out of memory in a step of 12 in 2 parts .*; give --accumulate 4 or more"):
+        run_experiment(recipe(accumulate=2), tiny, tmp_path / "run")
+
+
+def test_another_error_of_a_step_stays_what_it_is(
+    tiny: DilutedSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: Plain, learner: Learner, *rest: object) -> object:
+        raise RuntimeError("shapes do not fit")
+
+    monkeypatch.setattr(Plain, "step", broken)
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        run_experiment(recipe(), tiny, tmp_path / "run")

@@ -1,0 +1,94 @@
+"""How many parts a batch must be cut into so that a step fits memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import UserError
+
+_PROBE: Final = 4  # images; what twice as many need more, they need themselves
+_BESIDE: Final = 1.5  # gradients and work space, beside what is kept for the backward pass
+_SHARE: Final = 0.8  # of the free memory
+
+
+def parts_that_fit(net: nn.Module, image_shape: tuple[int, int, int], batch: int, dtype: torch.dtype) -> int:
+    """Return the smallest number of equal parts of a batch whose activations fit the free memory of the net's device.
+
+    Args:
+        net: Not changed.
+        image_shape: (h, w, c) of an image.
+        batch: Images a step.
+        dtype: What the net computes in.
+
+    Raises:
+        UserError: If a single image does not fit.
+    """
+    device = next(net.parameters()).device
+    few, more = (activation_bytes(net, image_shape, number * _PROBE, dtype) for number in (1, 2))
+    size = (more - few) / _PROBE
+    free = free_bytes(device)
+    for parts in (number for number in range(1, batch + 1) if batch % number == 0):
+        if batch // parts * size * _BESIDE <= _SHARE * free:
+            return parts
+    raise UserError(
+        f"one image needs {size * _BESIDE / 1e9:.1f} GB for its activations, {free / 1e9:.1f} GB are free; "
+        "give a smaller --model or --size"
+    )
+
+
+def activation_bytes(net: nn.Module, image_shape: tuple[int, int, int], batch: int, dtype: torch.dtype) -> int:
+    """Return the bytes that a forward pass keeps for its backward pass, parameters not counted."""
+    height, width, channels = image_shape
+    first = next(net.parameters())
+    own = {parameter.untyped_storage().data_ptr() for parameter in net.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    images = torch.zeros(batch, channels, height, width, device=first.device)
+    training = net.training
+    net.eval()  # statistics of batch norm stay as they are; what is kept is the same
+    try:
+        with (
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+            torch.autocast(first.device.type, dtype=dtype, enabled=dtype is not torch.float32),
+        ):
+            logits = net(images.to(memory_format=torch.channels_last))
+    finally:
+        net.train(training)
+    del logits  # until here nothing that was kept was freed, and no address stood for two
+    return sum(kept.values())
+
+
+def free_bytes(device: torch.device) -> int:
+    """Return how much memory is free on a device: a GPU's, or the machine's within the limit of its container."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    free = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.exists() and (text := limit.read_text().strip()) != "max":
+        free = min(free, int(text) - int(used.read_text()))
+    return free
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Say whether an error of torch is that of an allocator which got no memory."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def out_of_memory(error: Exception, *, batch: int, accumulate: int) -> UserError:
+    """Say which knob to turn."""
+    reason = next(iter(str(error).splitlines()), "") or "no memory"
+    return UserError(
+        f"out of memory in a step of {batch} in {accumulate} part{'s' if accumulate > 1 else ''} ({reason[:120]}); "
+        f"give --accumulate {2 * accumulate} or more, or auto, or a smaller --batch; the last checkpoint is kept"
+    )
