@@ -83,8 +83,8 @@ class _Maker:
         """Make the batch that begins at position `start`."""
         places = self.places(start)
         if isinstance(self.order, Passes):  # a few places of a window's length from here on
-            ahead = np.arange(start, start + self.order.window * BLOCK_IMAGES * self.order.reuse, _EVERY)
-            self.loader.expect(self.order.at(ahead))
+            length = min(self.order.window * BLOCK_IMAGES, len(self.order.images)) * self.order.reuse
+            self.loader.expect(self.order.at(np.arange(start, start + length, _EVERY)))
         images, bad = self.loader.images(places, self.rows(places))
         if bad.any():
             fill = stand_ins(bad)
