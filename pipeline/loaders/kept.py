@@ -33,7 +33,8 @@ class Kept:
         if len(missing):
             decoded = self._pixels.decode(missing, None)
             for number, image, bad in zip(missing.tolist(), decoded.images, decoded.bad.tolist(), strict=True):
-                self._images[number] = image.copy(), bad  # a decoder may use its memory again
+                own = image if image.flags.owndata else image.copy()  # a decoder may use its memory again
+                self._images[number] = own, bad
         found = [self._images[number] for number in ids.tolist()]
         for number in ids.tolist():
             self._images.move_to_end(number)
