@@ -7,6 +7,7 @@ replacement, and exact evaluation.
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Callable, Iterator
 from typing import Final, Literal, Protocol, runtime_checkable
 
@@ -69,6 +70,7 @@ class _Maker:
         self.dataset, self.order, self.loader = dataset, order, loader
         self.every_copy = every_copy  # a row carries the labels of all copies of its image
         self.batch, self.rank, self.world_size = batch, rank, world_size
+        self._lock = threading.Lock()  # a thread that an interrupt cut off at its start may still be at work
 
     def places(self, start: int) -> Places:
         """Return what this rank shows of the global batch that begins at position `start`."""
@@ -81,6 +83,10 @@ class _Maker:
 
     def make(self, start: int) -> Batch:
         """Make the batch that begins at position `start`."""
+        with self._lock:
+            return self._make(start)
+
+    def _make(self, start: int) -> Batch:
         places = self.places(start)
         if isinstance(self.order, Passes):  # a few places of a window's length from here on
             length = min(self.order.window * BLOCK_IMAGES, len(self.order.images)) * self.order.reuse
@@ -143,12 +149,17 @@ class Batches(Iterator[Batch]):
 
     def __next__(self) -> Batch:
         """Return the batch at `position` and move on."""
-        if self._ahead and self._made is None:
-            maker, start = self._maker, self._position  # the thread must not hold on to this object
-            self._made = Ahead(lambda number: maker.make(start + number * maker.batch), self._ahead)
-        batch = next(self._made) if self._made else self._maker.make(self._position)
+        try:
+            if self._ahead and self._made is None:
+                maker, start = self._maker, self._position  # the thread must not hold on to this object
+                self._made = Ahead(lambda number: maker.make(start + number * maker.batch), self._ahead)
+            batch = next(self._made) if self._made else self._maker.make(self._position)
+            num_replaced = len(batch.replaced)
+        except KeyboardInterrupt:  # the batch may be lost: who goes on, as a notebook does, gets it made again
+            self.position = self._position
+            raise
         self._position += self.batch
-        self.num_replaced += len(batch.replaced)
+        self.num_replaced += num_replaced
         return batch
 
     def __iter__(self) -> Batches:

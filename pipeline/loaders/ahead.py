@@ -6,9 +6,12 @@ import queue
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any, Generic, TypeVar
+from contextlib import suppress
+from typing import Any, Generic, TypeAlias, TypeVar
 
 Result = TypeVar("Result")
+_Ready: TypeAlias = "queue.SimpleQueue[tuple[Any, BaseException | None]]"
+_Room: TypeAlias = "queue.SimpleQueue[bool]"
 
 
 class Ahead(Iterator[Result], Generic[Result]):
@@ -23,49 +26,47 @@ class Ahead(Iterator[Result], Generic[Result]):
     """
 
     def __init__(self, make: Callable[[int], Result], depth: int) -> None:
-        ready: queue.Queue[tuple[Result | None, BaseException | None]] = queue.Queue(depth)
-        stop = threading.Event()
-        self._ready = ready
-        self._thread = threading.Thread(target=_work, args=(make, ready, stop), daemon=True)
+        # A KeyboardInterrupt that falls into queue.Queue or Condition may leave their lock held for good; these are C.
+        ready: _Ready = queue.SimpleQueue()
+        room: _Room = queue.SimpleQueue()
+        for _ in range(depth + 1):  # one more is made while `depth` wait
+            room.put(True)
+        self._ready, self._room = ready, room
+        self._thread = threading.Thread(target=_work, args=(make, ready, room), daemon=True)
+        self.close = weakref.finalize(self, _stop, ready, room, self._thread)
         self._thread.start()
-        self.close = weakref.finalize(self, _stop, ready, stop, self._thread)
 
     def __next__(self) -> Result:
         if not self.close.alive:
             raise RuntimeError("the batches are closed")
         result, error = self._ready.get()
+        self._room.put(True)
         if error is not None:
             self.close()
             raise error
-        return result  # type: ignore[return-value]
+        return result  # type: ignore[no-any-return]
 
 
-def _work(make: Callable[[int], Result], ready: queue.Queue[Any], stop: threading.Event) -> None:
+def _work(make: Callable[[int], Any], ready: _Ready, room: _Room) -> None:
     number = 0
-    while not stop.is_set():
+    while room.get():
         try:
-            done: tuple[Result | None, BaseException | None] = make(number), None
+            ready.put((make(number), None))
         except BaseException as error:
-            done = None, error
-        while not stop.is_set():
-            try:
-                ready.put(done, timeout=0.1)
-                break
-            except queue.Full:
-                continue
-        if done[1] is not None:
+            ready.put((None, error))
             return
         number += 1
 
 
-def _stop(ready: queue.Queue[Any], stop: threading.Event, thread: threading.Thread) -> None:
-    stop.set()
-    _empty(ready)  # a thread that waits for room goes on at once
-    if thread is not threading.current_thread():
+def _stop(ready: _Ready, room: _Room, thread: threading.Thread) -> None:
+    _empty(room)  # of permission to make more
+    room.put(False)
+    if thread.ident and thread is not threading.current_thread():  # an interrupt may have come before its start
         thread.join()  # what it uses may be closed after this
     _empty(ready)
 
 
-def _empty(ready: queue.Queue[Any]) -> None:
-    while not ready.empty():
-        ready.get_nowait()
+def _empty(waiting: queue.SimpleQueue[Any]) -> None:
+    with suppress(queue.Empty):
+        while True:
+            waiting.get_nowait()

@@ -20,17 +20,25 @@ class Buffers:
 
     def __init__(self) -> None:
         self._free: list[mmap.mmap] = []
+        self._lent: list[tuple[weakref.ref[Array], mmap.mmap]] = []
 
     def take(self, shape: tuple[int, ...], dtype: Any) -> Array:
         """Return an array, of any content; its memory is free again when the last view or tensor of it is gone."""
         size = math.prod(shape) * np.dtype(dtype).itemsize
         block = self._block(max(size, 1))
         whole = np.frombuffer(block, np.uint8, size)
-        weakref.finalize(whole, self._free.append, block).atexit = False
+        # No callback: Python swallows the KeyboardInterrupt that falls into one, and with it the user's Ctrl-C.
+        self._lent.append((weakref.ref(whole), block))
         made: Array = whole.view(dtype).reshape(shape)
         return made
 
     def _block(self, size: int) -> mmap.mmap:
+        lent, self._lent = self._lent, []
+        for array, block in lent:
+            if array() is None:
+                self._free.append(block)
+            else:
+                self._lent.append((array, block))
         while self._free:
             block = self._free.pop()
             if len(block) >= size:

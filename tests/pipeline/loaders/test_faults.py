@@ -1,5 +1,6 @@
 """Bad images, bad files, and consumers and processes that end when they should not, on every loader."""
 
+import faulthandler
 import gc
 import os
 import shutil
@@ -311,6 +312,39 @@ def test_a_killed_process_is_gone_at_once_and_leaves_nothing_in_shared_memory(
         begun = time.monotonic()
         process.wait(20)
         assert time.monotonic() - begun < 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loader", NAMES)
+def test_no_ctrl_c_is_lost_and_none_disturbs_the_stream(
+    shards: Path, monkeypatch: pytest.MonkeyPatch, loader: str
+) -> None:
+    lost: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", lost.append)  # where Python tells of errors that it swallowed
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    batches = open_batches(open_shards(shards / "tar"), batch=2, loader=loader)
+    try:
+        for count in range(300):
+            faulthandler.dump_traceback_later(60, exit=True)  # a lock that is held for good
+            try:
+                signal.setitimer(signal.ITIMER_REAL, (count % 97 + 1) * 1e-4)
+                while True:
+                    next(batches)
+            except KeyboardInterrupt:
+                pass
+            wanted = batches.rows_at(batches.position)
+            assert torch.equal(next(batches).rows, torch.from_numpy(wanted))
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        faulthandler.cancel_dump_traceback_later()
+        batches.close()
+    assert lost == []
+    assert batches.position > 2 * 300  # many were taken in between
 
 
 @pytest.mark.slow
