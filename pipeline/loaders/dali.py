@@ -108,8 +108,7 @@ class DaliPixels:
             return [image[top:bottom, left:right]]
         found: list[UInt8[Array, "_h _w _c"] | None] = []
         for part in (slice(0, len(items) // 2), slice(len(items) // 2, None)):
-            images = self._decode(items[part], None if bounds is None else bounds[part])
-            found += [None if image is None else image.copy() for image in images]  # before DALI uses its memory again
+            found += self._decode(items[part], None if bounds is None else bounds[part])
         return found
 
     def _run(self, items: list[Item], bounds: Int32[Array, "b 4"] | None) -> list[UInt8[Array, "_h _w _c"]]:
@@ -120,7 +119,7 @@ class DaliPixels:
             pipeline.feed_input("anchors", list(anchors))
             pipeline.feed_input("shapes", list(bounds[:, [1, 3]] - anchors))
         (decoded,) = pipeline.run()
-        return [np.asarray(decoded.at(row)) for row in range(len(items))]
+        return [np.asarray(decoded[row]) for row in range(len(items))]  # views; at() would copy
 
     def _pipeline(self, windowed: bool) -> Any:
         if windowed not in self._pipelines:
@@ -131,8 +130,7 @@ class DaliPixels:
                 num_threads=MAX_THREADS,
                 device_id=None,
                 prefetch_queue_depth=1,
-                exec_async=False,
-                exec_pipelined=False,
+                exec_dynamic=True,  # its outputs are the caller's for as long as he holds them
             )
             with pipeline:
                 files = fn.external_source(name="files", dtype=types.UINT8, ndim=1, no_copy=True)

@@ -33,8 +33,7 @@ class Kept:
         if len(missing):
             decoded = self._pixels.decode(missing, None)
             for number, image, bad in zip(missing.tolist(), decoded.images, decoded.bad.tolist(), strict=True):
-                own = image if image.flags.owndata else image.copy()  # a decoder may use its memory again
-                self._images[number] = own, bad
+                self._images[number] = image, bad
         found = [self._images[number] for number in ids.tolist()]
         for number in ids.tolist():
             self._images.move_to_end(number)

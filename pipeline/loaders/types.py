@@ -81,7 +81,7 @@ class Pixels(Protocol):
         """Return (height, width) of some images in px; (0, 0) of those whose header cannot be read."""
 
     def decode(self, ids: Int64[Array, " b"], bounds: Int32[Array, "b 4"] | None) -> Decoded:
-        """Decode some images.
+        """Decode some images, into memory that is the caller's from then on.
 
         Args:
             ids: As `Shown` numbers them.
