@@ -139,7 +139,8 @@ def train(
     seed: Annotated[int | None, Option(help="Draws order, augmentation and weights [default: 0]")] = None,
     noise_seed: Annotated[int | None, Option(help="Draws the noisy labels [default: the shards' own, or 0]")] = None,
     precision: Annotated[
-        str | None, Option(help="auto (bf16 where the hardware has it, else fp32), bf16, fp16, fp32 [default: auto]")
+        str | None,
+        Option(help="auto (bf16 where the hardware has it, else fp32), bf16, fp16, tf32, fp32 [default: auto]"),
     ] = None,
     compile: Annotated[
         bool, Option("--compile", help="Let torch compile the net; needs a C++ compiler or a GPU [default: off]")
@@ -171,82 +172,94 @@ def train(
     ] = False,
 ) -> None:
     """Train a net on an α-diluted image data set."""
+    from pipeline.dataset import DilutedSet
     from pipeline.errors import UserError
     from train.data import open_data
+    from train.distributed import joined
     from train.experiment import Stopped, run_experiment, show_result, train_images
     from train.recipes import Recipe, recipe_for
 
-    if examples is not None and epochs is not None:
-        raise UserError(f"--examples {examples} and --epochs {epochs} both give the length of the run; leave one out")
-    foreign_set = foreign_from_flags(foreign, foreign_source)
-    made = law_from_flags(
-        law,
-        rate=rate,
-        delta=delta,
-        order_of_classes=order_of_classes,
-        matrix=matrix,
-        labels=labels,
-        foreign=foreign_set,
-        order_seed=noise_seed or 0,
-    )
-    data = open_data(
-        dataset,
-        shards=shards,
-        alpha=alpha,
-        law=made,
-        noise_seed=noise_seed,
-        clean=clean,
-        source=source,
-        foreign=foreign_set,
-        size=size,
-        check_reads=check_reads,
-    )
-    given: dict[str, Any] = {
-        "alpha": alpha,
-        "law": law,
-        "noise_seed": noise_seed,
-        "clean": clean,
-        "shards": shards,
-        "source": source and str(source),
-        "model": model,
-        "loader": loader,
-        "order": order,
-        "window": window,
-        "reuse": reuse,
-        "resize": resize,
-        "batch": batch,
-        "lr": lr,
-        "optimizer": optimizer,
-        "weight_decay": weight_decay,
-        "label_smoothing": label_smoothing,
-        "accumulate": int(accumulate) if accumulate and accumulate.isdigit() else accumulate,
-        "ema": ema,
-        "schedule": schedule,
-        "examples": examples,
-        "seed": seed,
-        "precision": precision,
-        "compile": compile or None,
-        "val_frac": val_frac,
-        "eval_every": eval_every,
-        "checkpoint_every": checkpoint_every,
-        "keep": keep,
-    }
-    given = {name: value for name, value in given.items() if value is not None}
-    recipe = recipe_for(
-        dataset,
-        method,
-        num_images=train_images(data.formula.num_images, given.get("val_frac", Recipe.val_frac)),
-        num_copies=1 + data.formula.alpha,
-        epochs=epochs,
-        **given,
-    )
-    title = f"{dataset}-{method}-alpha{data.formula.alpha}-seed{recipe.seed}"
-    folder = out or Path("runs") / title
-    try:
-        result = run_experiment(recipe, data, folder, resume=resume, save_confusion=save_confusion)
-    except Stopped as stopped:
+    def asked() -> tuple[Recipe, DilutedSet]:
+        if examples is not None and epochs is not None:
+            raise UserError(
+                f"--examples {examples} and --epochs {epochs} both give the length of the run; leave one out"
+            )
+        foreign_set = foreign_from_flags(foreign, foreign_source)
+        made = law_from_flags(
+            law,
+            rate=rate,
+            delta=delta,
+            order_of_classes=order_of_classes,
+            matrix=matrix,
+            labels=labels,
+            foreign=foreign_set,
+            order_seed=noise_seed or 0,
+        )
+        data = open_data(
+            dataset,
+            shards=shards,
+            alpha=alpha,
+            law=made,
+            noise_seed=noise_seed,
+            clean=clean,
+            source=source,
+            foreign=foreign_set,
+            size=size,
+            check_reads=check_reads,
+        )
+        given: dict[str, Any] = {
+            "alpha": alpha,
+            "law": law,
+            "noise_seed": noise_seed,
+            "clean": clean,
+            "shards": shards,
+            "source": source and str(source),
+            "model": model,
+            "loader": loader,
+            "order": order,
+            "window": window,
+            "reuse": reuse,
+            "resize": resize,
+            "batch": batch,
+            "lr": lr,
+            "optimizer": optimizer,
+            "weight_decay": weight_decay,
+            "label_smoothing": label_smoothing,
+            "accumulate": int(accumulate) if accumulate and accumulate.isdigit() else accumulate,
+            "ema": ema,
+            "schedule": schedule,
+            "examples": examples,
+            "seed": seed,
+            "precision": precision,
+            "compile": compile or None,
+            "val_frac": val_frac,
+            "eval_every": eval_every,
+            "checkpoint_every": checkpoint_every,
+            "keep": keep,
+        }
+        given = {name: value for name, value in given.items() if value is not None}
+        recipe = recipe_for(
+            dataset,
+            method,
+            num_images=train_images(data.formula.num_images, given.get("val_frac", Recipe.val_frac)),
+            num_copies=1 + data.formula.alpha,
+            epochs=epochs,
+            **given,
+        )
+        return recipe, data
+
+    stopped: Stopped | None = None
+    with joined() as world:
+        recipe, data = world.together(asked)
+        title = f"{dataset}-{method}-alpha{data.formula.alpha}-seed{recipe.seed}"
+        folder = out or Path("runs") / title
+        try:
+            result = run_experiment(recipe, data, folder, resume=resume, save_confusion=save_confusion, world=world)
+        except Stopped as signal_came:
+            stopped = signal_came
+    if stopped is not None:
         console.print(f"saved in {folder}; go on with the same command and --resume", soft_wrap=True)
-        raise Exit(128 + stopped.signal_number) from None
+        raise Exit(128 + stopped.signal_number)
     show_result(result, title, folder)
     if save_confusion is not None:
         console.print(f"confusion matrix: {save_confusion}", soft_wrap=True)

@@ -15,15 +15,17 @@ from torch.nn import functional as F
 
 from pipeline.laws import Formula
 from pipeline.types import Batch
+from train.distributed import World
 
 TOP: Final = 5  # likeliest classes, of which one may be right; says nothing of five classes or fewer
 
 
 @runtime_checkable
 class Predictor(Protocol):
-    """What can be evaluated: a learner."""
+    """What can be evaluated: a learner; its processes see a part of the images each."""
 
     device: torch.device
+    world: World
 
     def evaluating(self) -> AbstractContextManager[Callable[[Tensor], Tensor]]:
         """Yield the function from images to logits, without gradients."""
@@ -83,7 +85,7 @@ def evaluate(learner: Predictor, batches: Iterable[Batch], noise: Formula | None
             first = (logits > logits.gather(1, labels[:, :1])).sum(dim=1) < TOP
             count = torch.tensor(len(loss), dtype=torch.float64, device=device)
             sums += torch.stack([count, right.sum(), first.double().sum(), loss.sum(), loss.square().sum()])
-    images, rights, firsts, total, squares = sums.tolist()  # device-to-host synchronization
+    images, rights, firsts, total, squares = learner.world.sum(sums).tolist()  # device-to-host synchronization
     mean = total / images
     variance = max(0.0, squares / images - mean**2) * images / max(1.0, images - 1)
     return Scores(rights / images, firsts / images, mean, math.sqrt(variance / images))
@@ -114,7 +116,7 @@ def memorisation(learner: Predictor, batches: Iterable[Batch], noise: Formula) -
             wrong = labels != true
             counts = (wrong, wrong & (labels == said), wrong & (said == true))
             sums += torch.stack([count.sum() for count in counts]).double()
-    given, as_given, as_true = sums.tolist()  # device-to-host synchronization
+    given, as_given, as_true = learner.world.sum(sums).tolist()  # device-to-host synchronization
     return (as_given / given, as_true / given) if given else (math.nan, math.nan)
 
 
@@ -131,7 +133,7 @@ def confusion(learner: Predictor, batches: Iterable[Batch], num_classes: int) ->
         for batch in batches:
             pairs = batch.labels.to(learner.device) * num_classes + logits_of(batch.images).argmax(dim=1)
             cells += torch.bincount(pairs, minlength=num_classes**2)
-    matrix: Int64[Array, "k k"] = cells.view(num_classes, num_classes).cpu().numpy()
+    matrix: Int64[Array, "k k"] = learner.world.sum(cells).view(num_classes, num_classes).cpu().numpy()
     return matrix
 
 

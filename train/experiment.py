@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from contextlib import closing
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import torch
 from rich.table import Table
@@ -15,16 +15,17 @@ from pipeline.console import console
 from pipeline.dataset import DilutedSet
 from pipeline.errors import UserError
 from pipeline.laws.files import check_matrix_path, write_matrix
-from pipeline.loaders import open_batches, open_evaluation
+from pipeline.loaders import Batches, Evaluation, open_batches, open_evaluation
 from pipeline.votes import expected_vote
-from train.checkpoint import load_state, save_state
+from train.checkpoint import load_state
 from train.clock import Clock
 from train.data import facts
+from train.distributed import ALONE, World
 from train.evaluate import best_by_noisy_validation, columns, confusion
 from train.learner import Learner, resolve_precision
-from train.loop import Run, fit, load, stop_signals
+from train.loop import Run, all_replaced, fit, load, stop_signals, write_weights
 from train.memory import parts_that_fit
-from train.methods import METHODS
+from train.methods import METHODS, Method
 from train.metrics import Display, Log
 from train.models import build_model
 from train.process import settle
@@ -56,7 +57,13 @@ def train_images(num_images: int, val_frac: float) -> int:
 
 
 def run_experiment(
-    recipe: Recipe, dataset: DilutedSet, folder: Path, *, resume: bool = False, save_confusion: Path | None = None
+    recipe: Recipe,
+    dataset: DilutedSet,
+    folder: Path,
+    *,
+    resume: bool = False,
+    save_confusion: Path | None = None,
+    world: World = ALONE,
 ) -> dict[str, Any]:
     """Train, or go on training, and return what came out.
 
@@ -64,25 +71,68 @@ def run_experiment(
         recipe: What to do.
         dataset: What to train on.
         folder: Where to write the run.
-        resume: Go on with the run that lies there; a finished one is only read.
+        resume: Go on with the run that lies there, with any number of processes; a finished one is only read.
         save_confusion: A .npy or .csv file for the confusion matrix of the last weights on the held-out images with
             their source labels. Test images have no part in it: noise that is ordered by it shapes training sets.
+        world: The processes that share the run; all of them call this.
 
     Returns:
         The content of result.json.
 
     Raises:
-        UserError: If the recipe does not fit the data or the folder, a loss is not finite, or `save_confusion` names a
-            file that this run did not write.
+        UserError: If the recipe does not fit the data, the folder or the processes, a loss is not finite, or
+            `save_confusion` names a file that this run did not write.
         Stopped: If Ctrl-C or SIGTERM stopped it; `resume` goes on.
     """
     settle()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = world.device()
     recipe = dataclasses.replace(recipe, precision=resolve_precision(recipe.precision, device))
-    learner = build_learner(recipe, dataset, device)
-    learner.accumulate = parts_of(recipe, dataset, learner, folder if resume else None)
+    learner = world.together(lambda: build_learner(recipe, dataset, device))
+    parts = world.together(lambda: parts_of(recipe, dataset, learner, folder if resume else None, world.size))
+    learner.accumulate = int(*world.largest(parts))
+    learner.join(world)
     recipe = dataclasses.replace(recipe, accumulate=learner.accumulate)
-    held_in = train_images(dataset.formula.num_images, recipe.val_frac)
+    if save_confusion is not None:
+        finished = resume and (folder / "result.json").exists()
+        held_out = len(held_out_images(recipe, dataset))
+        world.together(lambda: check_confusion_file(save_confusion, held_out, finished=finished))
+    method, batches = world.together(lambda: _training(recipe, dataset, learner))
+    config = {"recipe": dataclasses.asdict(recipe), "data": facts(dataset)}
+    with ExitStack() as stack:
+        stack.callback(batches.close)
+        console.print(f"loader: {batches.loader} ({batches.why})", highlight=False)
+        claimed = world.together(
+            lambda: RunFolder(folder, config, resume=resume, num_processes=world.size) if world.is_first else None
+        )
+        if claimed is not None:
+            stack.callback(claimed.close)
+        result: dict[str, Any] | None = claimed.read("result.json") if claimed and claimed.finished else None
+        result = world.from_first(result)
+        if result is not None:
+            if save_confusion is not None:
+                learner.evaluated.load_state_dict(load_state(folder / "last.pt", device))
+        else:
+            run = world.together(lambda: _run(recipe, dataset, folder, learner, method, batches))
+            load(run)
+            _train(run)
+            write_weights(run, "last.pt")
+            result = outcome(run)
+            if claimed is not None:
+                claimed.write("result.json", result)
+        if save_confusion is not None:  # after the result: a file that exists belongs to a finished run, or to others
+            write_confusion(save_confusion, recipe, dataset, learner)
+        return result
+
+
+def held_out_images(recipe: Recipe, dataset: DilutedSet) -> range:
+    """Return the ids of the images that are held out of training."""
+    num_images = dataset.formula.num_images
+    return range(train_images(num_images, recipe.val_frac), num_images)
+
+
+def _training(recipe: Recipe, dataset: DilutedSet, learner: Learner) -> tuple[Method, Batches]:
+    """Make the method of a run and open its batches."""
+    held_in = held_out_images(recipe, dataset).start
     if not held_in:
         raise UserError(f"val_frac {recipe.val_frac} holds all {dataset.formula.num_images} images out; lower it")
     law = dataset.formula.law.name
@@ -91,9 +141,6 @@ def run_experiment(
     method = METHODS[recipe.method](
         num_classes=dataset.num_classes, alpha=dataset.formula.alpha, label_smoothing=recipe.label_smoothing
     )
-    if save_confusion is not None:
-        finished = resume and (folder / "result.json").exists()
-        check_confusion_file(save_confusion, dataset.formula.num_images - held_in, finished=finished)
     batches = open_batches(
         dataset,
         batch=recipe.batch,
@@ -105,67 +152,70 @@ def run_experiment(
         reuse=recipe.reuse,
         loader=recipe.loader,
         resize=recipe.resize,
-        device=device,
+        device=learner.device,
+        rank=learner.world.rank,
+        world_size=learner.world.size,
     )
-    console.print(f"loader: {batches.loader} ({batches.why})", highlight=False)
-    config = {"recipe": dataclasses.asdict(recipe), "data": facts(dataset)}
-    with closing(RunFolder(folder, config, resume=resume)) as run_folder:
-        if run_folder.finished:
-            batches.close()
-            result: dict[str, Any] = run_folder.read("result.json")
-            if save_confusion is not None:
-                learner.evaluated.load_state_dict(load_state(folder / "last.pt", device))
-                write_confusion(save_confusion, recipe, dataset, learner)
-            return result
-        held_out = range(held_in, dataset.formula.num_images)
-        run = Run(
-            recipe,
-            dataset,
-            run_folder,
-            learner,
-            method,
-            batches,
-            test=open_evaluation(dataset, loader=recipe.loader, resize=recipe.resize, device=device),
-            noisy_val=open_evaluation(
-                dataset,
-                "train",
-                stream="examples" if dataset.formula.law.adds_images else "images",
-                images=held_out,
-                loader=recipe.loader,
-                resize=recipe.resize,
-                device=device,
-            )
-            if held_out
-            else None,
-            memorised=None
-            if dataset.formula.law.adds_images
-            else open_evaluation(
-                dataset,
-                "train",
-                images=range(min(held_in, MEMORISED)),
-                loader=recipe.loader,
-                resize=recipe.resize,
-                device=device,
-            ),
-            clock=Clock(recipe.batch, recipe.examples, batches.num_examples),
-        )
-        load(run)
-        log, display = Log(folder, examples=run.clock.examples), Display(run.clock)
-        try:
-            with stop_signals() as received:
-                fit(run, log, display, stop=lambda: bool(received))
-        finally:
-            display.close()
+    return method, batches
+
+
+def _evaluation(
+    recipe: Recipe, dataset: DilutedSet, learner: Learner, split: Literal["train", "test"] = "test", **options: Any
+) -> Evaluation:
+    """Open this process's part of some images for evaluation."""
+    return open_evaluation(
+        dataset,
+        split,
+        loader=recipe.loader,
+        resize=recipe.resize,
+        device=learner.device,
+        rank=learner.world.rank,
+        world_size=learner.world.size,
+        **options,
+    )
+
+
+def _run(recipe: Recipe, dataset: DilutedSet, folder: Path, learner: Learner, method: Method, batches: Batches) -> Run:
+    """Open what a run is evaluated on, and put everything together."""
+    held_out, adds_images = held_out_images(recipe, dataset), dataset.formula.law.adds_images
+    noisy_val = memorised = None
+    if held_out:
+        stream = "examples" if adds_images else "images"
+        noisy_val = _evaluation(recipe, dataset, learner, "train", stream=stream, images=held_out)
+    if not adds_images:
+        looked_at = range(min(held_out.start, MEMORISED))
+        memorised = _evaluation(recipe, dataset, learner, "train", images=looked_at)
+    return Run(
+        recipe,
+        dataset,
+        folder,
+        learner,
+        method,
+        batches,
+        test=_evaluation(recipe, dataset, learner),
+        noisy_val=noisy_val,
+        memorised=memorised,
+        clock=Clock(recipe.batch, recipe.examples, batches.num_examples),
+    )
+
+
+def _train(run: Run) -> None:
+    """Train to the end.
+
+    Raises:
+        Stopped: If a signal came first.
+    """
+    log = Log(run.folder, examples=run.clock.examples) if run.world.is_first else None
+    display = Display(run.clock)
+    try:
+        with stop_signals() as received:
+            signal_number = fit(run, log, display, stop=lambda: received[0] if received else 0)
+    finally:
+        display.close()
+        if log is not None:
             log.close()
-            batches.close()
-        if not run.clock.finished:
-            raise Stopped(received[0])
-        save_state(folder / "last.pt", learner.evaluated.state_dict())
-        result = outcome(run)
-        run_folder.write("result.json", result)
-        if save_confusion is not None:  # after the result: a file that exists belongs to a finished run, or to others
-            write_confusion(save_confusion, recipe, dataset, learner)
-        return result
+    if signal_number:
+        raise Stopped(signal_number)
 
 
 def check_confusion_file(path: Path, num_held_out: int, *, finished: bool) -> None:
@@ -192,12 +242,10 @@ def write_confusion(path: Path, recipe: Recipe, dataset: DilutedSet, learner: Le
     Source: Rolnick et al. 2017 order the false labels of structured noise by a confusion matrix.
     Deviates: the paper does not say which images it was measured on.
     """
-    num_images = dataset.formula.num_images
-    held_out = range(train_images(num_images, recipe.val_frac), num_images)
-    images = open_evaluation(
-        dataset, "train", images=held_out, loader=recipe.loader, resize=recipe.resize, device=learner.device
-    )
-    write_matrix(path, confusion(learner, images, dataset.num_classes))
+    images = _evaluation(recipe, dataset, learner, "train", images=held_out_images(recipe, dataset))
+    matrix = confusion(learner, images, dataset.num_classes)
+    if learner.world.is_first:
+        write_matrix(path, matrix)
 
 
 def build_learner(recipe: Recipe, dataset: DilutedSet, device: torch.device) -> Learner:
@@ -222,21 +270,41 @@ def build_learner(recipe: Recipe, dataset: DilutedSet, device: torch.device) -> 
     )
 
 
-def parts_of(recipe: Recipe, dataset: DilutedSet, learner: Learner, begun: Path | None) -> int:
-    """Return in how many parts a batch is computed: as asked for, as a run has begun, or as many as memory calls for.
+def parts_of(recipe: Recipe, dataset: DilutedSet, learner: Learner, begun: Path | None, num_processes: int = 1) -> int:
+    """Return in how many parts a process computes its share of a batch.
+
+    As many as asked for, as a run has begun with, or as memory calls for.
+
+    Args:
+        recipe: Of the run.
+        dataset: What it trains on.
+        learner: Its net.
+        begun: Folder of a run that is resumed.
+        num_processes: How many share a batch.
 
     Raises:
-        UserError: If not even one image fits.
+        UserError: If not even one image fits, or the batch does not divide so.
     """
-    if recipe.accumulate != "auto":
-        return int(recipe.accumulate)
-    if begun is not None and (begun / "config.json").exists():  # batch norm sees the parts, so they stay
+    parts = recipe.accumulate
+    if recipe.batch % num_processes:
+        raise UserError(
+            f"batch {recipe.batch} does not divide by the {num_processes} processes that share it; "
+            f"give a multiple of {num_processes}"
+        )
+    if parts == "auto" and begun is not None and (begun / "config.json").exists():
         before: dict[str, Any] = json.loads((begun / "config.json").read_text(encoding="utf-8"))
-        return int(before["recipe"].get("accumulate", 1))
-    parts = parts_that_fit(learner.net, dataset.batch_shape, recipe.batch, learner.dtype)
-    if parts > 1:
-        console.print(f"accumulate: {parts} parts of {recipe.batch // parts} fit memory", highlight=False)
-    return parts
+        parts = int(before["recipe"].get("accumulate", 1))  # batch norm sees the parts, so they stay
+    share = recipe.batch // num_processes
+    if parts == "auto":
+        parts = parts_that_fit(learner.net, dataset.batch_shape, share, learner.dtype)
+        if parts > 1:
+            console.print(f"accumulate: {parts} parts of {share // parts} fit memory", highlight=False)
+    if share % int(parts):
+        raise UserError(
+            f"batch {recipe.batch} in {num_processes} processes is {share} each, which does not divide by accumulate "
+            f"{parts}; give a batch that is a multiple of {num_processes * int(parts)}"
+        )
+    return int(parts)
 
 
 def outcome(run: Run) -> dict[str, Any]:
@@ -246,6 +314,9 @@ def outcome(run: Run) -> dict[str, Any]:
     formula = run.dataset.formula
     matrix = confusion(run.learner, run.test, run.dataset.num_classes)
     last = run.evaluations[-1]
+    seen = run.world.gather((len(run.noisy_val) if run.noisy_val is not None else 0, len(run.test)))
+    num_noisy_val, num_test = (sum(numbers) for numbers in zip(*seen, strict=True))
+    replaced = all_replaced(run)
     return {
         "top1_accuracy": columns(run.evaluations),
         "top5_accuracy": last.get("eval/top5_accuracy"),
@@ -253,14 +324,14 @@ def outcome(run: Run) -> dict[str, Any]:
         "memorisation": {name: last.get(f"memorisation/{name}") for name in ("given", "true")},
         "noisy_val_loss": best.get("eval/noisy_val_loss"),
         "noisy_val_loss_se": best.get("eval/noisy_val_loss_se"),
-        "num_noisy_val_images": len(run.noisy_val) if run.noisy_val is not None else 0,
-        "num_test_images": len(run.test),
+        "num_noisy_val_images": num_noisy_val,
+        "num_test_images": num_test,
         "vote_baseline": None if formula.law.adds_images else expected_vote(formula, run.dataset.train.source_labels),
         "uses_clean_labels": run.method.uses_clean_labels,
         "examples": run.clock.examples,
         "epochs": run.clock.epoch,
-        "num_replaced": run.batches.num_replaced,
-        "replaced_image_ids": sorted(run.replaced),
+        "num_replaced": replaced["num_replaced"],
+        "replaced_image_ids": replaced["replaced"],
         "wall_s": round(run.clock.wall_s, 3),
         **run.pace.totals(),
     }

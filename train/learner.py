@@ -10,12 +10,14 @@ from typing import Any, Final
 import torch
 from jaxtyping import Float32
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.errors import UserError
 from train.adadelta import Adadelta
 from train.clock import Clock
+from train.distributed import ALONE, World
 
-_DTYPES: Final = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+_DTYPES: Final = {"bf16": torch.bfloat16, "fp16": torch.float16, "tf32": torch.float32, "fp32": torch.float32}
 PRECISIONS: Final = ("auto", *_DTYPES)
 
 
@@ -57,14 +59,20 @@ def resolve_precision(name: str, device: torch.device) -> str:
     """
     if name not in PRECISIONS:
         raise UserError(f"unknown precision '{name}'; the precisions are: {', '.join(PRECISIONS)}")
-    if name == "fp16" and device.type != "cuda":
-        raise UserError("precision fp16 needs an NVIDIA GPU and there is none; give --precision bf16 or fp32")
+    if name in ("fp16", "tf32") and device.type != "cuda":
+        raise UserError(f"precision {name} needs an NVIDIA GPU and there is none; give --precision bf16 or fp32")
     if name != "auto":
         return name
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     in_hardware = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return "bf16" if in_hardware else "fp32"
+
+
+def allow_tf32(allowed: bool) -> None:
+    """Let GPUs round the factors of float32 products to TF32's 10 bits, or not; torch's own choice differs by layer."""
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    torch.backends.cudnn.conv.fp32_precision = "tf32" if allowed else "ieee"  # type: ignore[attr-defined]
 
 
 class Learner:
@@ -84,7 +92,7 @@ class Learner:
         ema: Keep an average of weights and statistics that step s (from 1) moves by ema / (ema + s) of the way: it
             weighs the last 1/ema of the run most, however long the run is. Evaluation uses it; 0 keeps none.
         compile: Let torch compile the training pass; evaluation runs as it is.
-        precision: "bf16", "fp16" or "fp32".
+        precision: "bf16", "fp16", "tf32" or "fp32".
         device: Where to compute.
 
     Attributes:
@@ -111,13 +119,16 @@ class Learner:
         precision: str = "fp32",
         device: str | torch.device = "cpu",
     ) -> None:
-        self.device = torch.device(device)
+        self.device, self.world = torch.device(device), ALONE
         # bf16 convolutions on a CPU with avx512_bf16: 3,900 against 400 examples/s (conv4, batch 128, 28 px).
         self.net = net.to(self.device).to(memory_format=torch.channels_last)
         self.accumulate, self._parts = 1, 0
         self.ema = ema
         self.evaluated = copy.deepcopy(self.net).eval() if ema else self.net
-        self._trained: Callable[..., Any] = torch.compile(self.net) if compile else self.net
+        self._compile: Callable[[nn.Module], Callable[..., Any]] = torch.compile if compile else lambda net: net
+        self._trained = self._compile(self.net)
+        self._shared: DistributedDataParallel | None = None
+        self._statistics = [buffer for buffer in self.net.buffers() if buffer.is_floating_point()]
         self._latest, self._average = _floats(self.net), _floats(self.evaluated)
         self.rate = rate
         weights = [p for p in net.parameters() if p.ndim > 1]
@@ -129,10 +140,25 @@ class Learner:
         self.optimizer: Any = OPTIMIZERS[optimizer](groups, momentum, beta2)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
         self.dtype = _DTYPES[precision]
+        if self.device.type == "cuda":
+            allow_tf32(precision == "tf32")
         self.first_bad_step = torch.full((), -1, dtype=torch.int64, device=self.device)
+
+    def join(self, world: World) -> None:
+        """Share every batch with other processes from here on, which all call this with the same net.
+
+        Gradients and batch norm's running statistics are averaged over them at each step, so that all hold the same
+        net. Batch norm itself sees each process's own part of a batch.
+        """
+        self.world = world
+        if world.size > 1:
+            self._shared = DistributedDataParallel(self.net, broadcast_buffers=False)
+            self._trained = self._compile(self._shared)
 
     def logits(self, images: Float32[Tensor, "b c h w"]) -> Float32[Tensor, "b k"]:
         """Run the net; what follows (log, cross-entropy, sort) is in float32."""
+        if self._shared is not None:  # gradients gather in each process until the last part
+            self._shared.require_backward_grad_sync = self._parts + 1 == self.accumulate
         return self._run(self._trained, images)
 
     def _run(self, net: Callable[..., Any], images: Float32[Tensor, "b c h w"]) -> Float32[Tensor, "b k"]:
@@ -155,6 +181,8 @@ class Learner:
         if self._parts < self.accumulate:
             return
         self._parts = 0
+        if self.world.size > 1:
+            self._agree(clock)
         if not self.scaler.is_enabled():  # the scaler brings a found_inf of its own, made of the gradients
             self.optimizer.found_inf = (self.first_bad_step >= 0).float()
         self.scaler.step(self.optimizer)
@@ -162,6 +190,17 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema:
             torch._foreach_lerp_(self._average, self._latest, self.ema / (self.ema + clock.step + 1))
+
+    def _agree(self, clock: Clock) -> None:
+        """Take over a bad loss of any process, and average batch norm's running statistics, in one message."""
+        own_flag = (self.first_bad_step >= 0).float()
+        message = self.world.sum(torch.cat([own_flag[None], *(each.flatten() for each in self._statistics)]))
+        bad = (message[0] > 0) & (self.first_bad_step < 0)
+        self.first_bad_step = torch.where(bad, clock.step, self.first_bad_step)
+        if self._statistics:
+            means = torch.split(message[1:] / self.world.size, [each.numel() for each in self._statistics])
+            own = [mean.view_as(each) for mean, each in zip(means, self._statistics, strict=True)]
+            torch._foreach_copy_(self._statistics, own)
 
     @contextmanager
     def evaluating(self) -> Iterator[Callable[[Float32[Tensor, "b c h w"]], Float32[Tensor, "b k"]]]:

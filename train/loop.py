@@ -7,7 +7,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
+
+import torch
+import torch.distributed as dist
 
 from pipeline.dataset import DilutedSet
 from pipeline.errors import UserError
@@ -15,13 +19,13 @@ from pipeline.loaders import Batches, Evaluation
 from pipeline.types import Batch
 from train.checkpoint import load_checkpoint, save_checkpoint, save_state
 from train.clock import Clock
+from train.distributed import World
 from train.evaluate import TOP, best_by_noisy_validation, evaluate, memorisation
 from train.learner import Learner
 from train.memory import is_out_of_memory, out_of_memory
 from train.methods import Method
 from train.metrics import Display, Log, Meter, Pace
 from train.recipes import Recipe
-from train.run_folder import RunFolder
 
 SAVE_EVERY_S: Final = 300.0
 _SAVED: Final = ("learner", "clock", "meter", "pace")
@@ -37,8 +41,8 @@ class Run:
         folder: Where it is written down.
         learner: The net.
         method: What one step does.
-        batches: Endless training batches.
-        test: The test images.
+        batches: Endless training batches: this process's part of each.
+        test: The test images, as all evaluations this process's part of them.
         noisy_val: The held-out training images, or all examples of theirs that show other images; None if there are
             none.
         memorised: Training images whose wrong labels the net may have learned; None if other images carry those.
@@ -50,7 +54,7 @@ class Run:
 
     recipe: Recipe
     dataset: DilutedSet
-    folder: RunFolder
+    folder: Path
     learner: Learner
     method: Method
     batches: Batches
@@ -60,14 +64,32 @@ class Run:
     clock: Clock
     evaluations: list[dict[str, float]] = field(default_factory=list)
     replaced: set[int] = field(default_factory=set)
-    meter: Meter = field(default_factory=Meter)
+    meter: Meter = field(init=False)
     pace: Pace = field(default_factory=Pace)
     shown: dict[str, float] = field(default_factory=dict)
     saved_at: float = field(default_factory=time.monotonic)
 
+    def __post_init__(self) -> None:
+        self.meter = Meter(self.world)
 
-def fit(run: Run, log: Log, display: Display, stop: Callable[[], bool]) -> None:
-    """Train to the end of the run, or until asked to stop; either way the last state is saved."""
+    @property
+    def world(self) -> World:
+        """The processes that share the run."""
+        return self.learner.world
+
+
+def fit(run: Run, log: Log | None, display: Display, stop: Callable[[], int]) -> int:
+    """Train to the end of the run, or until any process is asked to stop; either way the last state is saved.
+
+    Args:
+        run: What to train; it moves on.
+        log: Where metrics go; None in processes other than the first.
+        display: Where people see them.
+        stop: Returns the number of the signal that asks this process to stop, 0 before.
+
+    Returns:
+        The number of the signal that stopped the run, 0 at its end.
+    """
     recipe, clock = run.recipe, run.clock
     while not clock.finished:
         with run.pace.waiting():
@@ -83,12 +105,13 @@ def fit(run: Run, log: Log, display: Display, stop: Callable[[], bool]) -> None:
         if clock.passed(recipe.eval_every):
             with run.pace.pausing():
                 evaluate_now(run, log)
-        stopping = stop()
-        if stopping or clock.passed(recipe.checkpoint_every) or time.monotonic() - run.saved_at > SAVE_EVERY_S:
+        signal_number, late = run.world.largest(stop(), time.monotonic() - run.saved_at > SAVE_EVERY_S)
+        if signal_number or late or clock.passed(recipe.checkpoint_every):
             with run.pace.pausing():
                 save(run)
-        if stopping:
-            return
+        if signal_number:
+            return int(signal_number)
+    return 0
 
 
 def train_on(run: Run, batch: Batch) -> None:
@@ -109,12 +132,13 @@ def train_on(run: Run, batch: Batch) -> None:
 
 def note_replaced(run: Run, batch: Batch) -> None:
     """Keep the ids of the images that others stand in for; the batch's own rows name the stand-ins."""
-    ids = run.batches.rows_at(run.clock.examples)[batch.replaced.numpy()]
+    first = run.world.rank * len(batch.rows)
+    ids = run.batches.rows_at(run.clock.examples)[first + batch.replaced.numpy()]
     copies, image_ids = divmod(ids, run.dataset.formula.num_images)
     run.replaced.update(run.dataset.formula.shown(image_ids, copies).tolist())
 
 
-def read_metrics(run: Run, log: Log) -> None:
+def read_metrics(run: Run, log: Log | None) -> None:
     """Read what gathered on the device since the last reading, and log it.
 
     Raises:
@@ -126,12 +150,15 @@ def read_metrics(run: Run, log: Log) -> None:
     values = {**means, **run.pace.read()}
     if run.method.num_labels > 1:
         values["speed/labels_per_s"] = values["speed/examples_per_s"] * run.method.num_labels
-    values["data/num_replaced"] = run.batches.num_replaced
-    log.write(run.clock, values)
+    # The process that waits longest for data is the one that all others wait for.
+    waits, replaced = zip(*run.world.gather((values["data/wait_frac"], run.batches.num_replaced)), strict=True)
+    values |= {"data/wait_frac": max(waits), "data/num_replaced": sum(replaced)}
+    if log is not None:
+        log.write(run.clock, values)
     run.shown |= values
 
 
-def evaluate_now(run: Run, log: Log) -> None:
+def evaluate_now(run: Run, log: Log | None) -> None:
     """Evaluate on the test images and on the noisy validation, and keep the weights if they are the best yet.
 
     Raises:
@@ -149,25 +176,42 @@ def evaluate_now(run: Run, log: Log) -> None:
         formula = run.dataset.formula
         noisy = evaluate(run.learner, run.noisy_val, None if formula.law.adds_images else formula)
         row |= {"eval/noisy_val_loss": noisy.loss, "eval/noisy_val_loss_se": noisy.loss_se}
-    log.write(run.clock, row)
+    if log is not None:
+        log.write(run.clock, row)
     run.shown |= row
     run.evaluations.append({"examples": run.clock.examples, **row})
     if best_by_noisy_validation(run.evaluations) == len(run.evaluations) - 1:
-        save_state(run.folder.path / "best.pt", run.learner.evaluated.state_dict())
+        write_weights(run, "best.pt")
+
+
+def write_weights(run: Run, name: str) -> None:
+    """Write the weights that are evaluated."""
+    if run.world.is_first:
+        save_state(run.folder / name, run.learner.evaluated.state_dict())
 
 
 def save(run: Run) -> None:
-    """Write a checkpoint, unless something in it is broken: then the last good one stays.
+    """Write a checkpoint that any number of processes can go on from, unless something in it is broken.
 
     Raises:
-        UserError: If a loss or a weight was not finite.
+        UserError: If a loss or a weight was not finite; the last good checkpoint is still there.
     """
     check_finite(run)
+    run.meter.share()
     state: dict[str, Any] = {part: getattr(run, part).state_dict() for part in _SAVED}
-    state |= {"evaluations": run.evaluations, "replaced": sorted(run.replaced)}
-    state |= {"num_replaced": run.batches.num_replaced}
-    save_checkpoint(run.folder.path, state, keep=run.recipe.keep)
+    state |= {"evaluations": run.evaluations, **all_replaced(run)}
+    if run.world.is_first:
+        save_checkpoint(run.folder, state, keep=run.recipe.keep)
     run.saved_at = time.monotonic()
+
+
+def all_replaced(run: Run) -> dict[str, Any]:
+    """Return what all processes together replaced: how many examples, and the ids of their images."""
+    found = run.world.gather((run.batches.num_replaced, run.replaced))
+    return {
+        "num_replaced": sum(number for number, _ in found),
+        "replaced": sorted(set().union(*(ids for _, ids in found))),
+    }
 
 
 def load(run: Run) -> None:
@@ -176,13 +220,16 @@ def load(run: Run) -> None:
     Raises:
         UserError: If there are some and all are damaged.
     """
-    state = load_checkpoint(run.folder.path, run.learner.device)
+    world = run.world
+    where = run.learner.device if world.size == 1 else torch.device("cpu")  # from there it goes to the other processes
+    state = world.together(lambda: load_checkpoint(run.folder, where) if world.is_first else None)
+    state = world.from_first(state)
     if state is not None:
         for part in _SAVED:
             getattr(run, part).load_state_dict(state[part])
         run.evaluations = state["evaluations"]
         run.replaced = set(state["replaced"])
-        run.batches.num_replaced = state["num_replaced"]
+        run.batches.num_replaced = state["num_replaced"] if world.is_first else 0
         run.batches.position = run.clock.examples
 
 
@@ -206,7 +253,7 @@ def not_finite(run: Run, step: int, what: str = "the loss of") -> UserError:
     more = f" and {len(ids) - 8} more" if len(ids) > 8 else ""
     return UserError(
         f"{what} step {step} is not finite (positions {first} to {first + len(ids) - 1} of the stream, example ids "
-        f"{', '.join(map(str, ids[:8]))}{more}); the last good checkpoint is kept in {run.folder.path}: "
+        f"{', '.join(map(str, ids[:8]))}{more}); the last good checkpoint is kept in {run.folder}: "
         "start again with a lower --lr, or with --precision fp32"
     )
 
@@ -215,12 +262,14 @@ def not_finite(run: Run, step: int, what: str = "the loss of") -> UserError:
 def stop_signals() -> Iterator[list[int]]:
     """Turn the first Ctrl-C or SIGTERM into an entry of a list, so that a step can end and be saved.
 
-    The second one ends the process at once.
+    The second one ends the process at once; not under torchrun, which itself sends on what the terminal sends to all.
     """
     received: list[int] = []
 
     def note(number: int, frame: object) -> None:
         received.append(number)
+        if dist.is_torchelastic_launched():
+            return
         for each, handler in before.items():
             signal.signal(each, handler)
 

@@ -17,14 +17,16 @@ from torch.utils.tensorboard import SummaryWriter
 from pipeline.atomic import replacing
 from pipeline.console import console
 from train.clock import Clock
+from train.distributed import ALONE, World
 
 _LINE_EVERY_S: Final = 10.0  # where there is no terminal
 
 
 class Meter:
-    """Means of device metrics over a log interval; adding never waits for the device, reading does, once."""
+    """Means of device metrics over a log interval and over processes; adding never waits, reading does, once."""
 
-    def __init__(self) -> None:
+    def __init__(self, world: World = ALONE) -> None:
+        self.world = world
         self.sums: dict[str, Tensor] = {}
         self.count = 0
 
@@ -40,11 +42,18 @@ class Meter:
         Args:
             flag: A whole number on the same device, read in the same breath.
         """
+        self.share()
         values = torch.stack([*(value.double() for value in self.sums.values()), flag.double()])
         *sums, raised = values.tolist()  # device-to-host synchronization, the only one of a log interval
         means = {name: total / self.count for name, total in zip(self.sums, sums, strict=True)}
         self.sums, self.count = {}, 0
         return means, int(raised)
+
+    def share(self) -> None:
+        """Make every process's sums their mean over processes, which any number of processes can go on with."""
+        if self.world.size > 1 and self.sums:
+            means = self.world.sum(torch.stack([*self.sums.values()])) / self.world.size
+            self.sums = dict(zip(self.sums, means, strict=True))
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint keeps, so that a resumed run logs the same means."""

@@ -31,13 +31,14 @@ class RunFolder:
         path: Where.
         config: {"recipe": …, "data": …}, plain values.
         resume: Whether to go on with a run that lies there.
+        num_processes: How many work on the run together.
 
     Raises:
         UserError: If there is a run and `resume` is not set, the run is another one, another process works on it, or
             the folder holds something else.
     """
 
-    def __init__(self, path: Path, config: dict[str, dict[str, Any]], *, resume: bool) -> None:
+    def __init__(self, path: Path, config: dict[str, dict[str, Any]], *, resume: bool, num_processes: int = 1) -> None:
         self.path = path
         if (path / "config.json").exists():
             if not resume:
@@ -55,7 +56,8 @@ class RunFolder:
             self.close()
             raise UserError(f"another process trains in {path}; wait for it, or give another --out") from None
         if not self.finished:
-            self._note_versions()
+            entries = self.read("versions.json") if (path / "versions.json").exists() else []
+            self.write("versions.json", [*entries, {**describe_machine(), "num_processes": num_processes}])
 
     def close(self) -> None:
         """Let other processes go on with the run."""
@@ -88,10 +90,6 @@ class RunFolder:
                 f"{self.path} holds a run of another recipe ({'; '.join(changes)}); "
                 "resume it with its own flags, or give another --out"
             )
-
-    def _note_versions(self) -> None:
-        entries = self.read("versions.json") if (self.path / "versions.json").exists() else []
-        self.write("versions.json", [*entries, describe_machine()])
 
 
 def describe_machine() -> dict[str, Any]:

@@ -144,8 +144,8 @@ class Batches(Iterator[Batch]):
         self._position, self._made = start, None
 
     def rows_at(self, start: int) -> Int64[Array, " b"]:
-        """Return the example ids of the batch that begins at position `start`, without reading an image."""
-        return self._maker.rows(self._maker.places(start))
+        """Return the example ids of the batch that begins at `start`, of all ranks, without reading an image."""
+        return self._maker.rows(self._maker.order.at(np.arange(start, start + self.batch)))
 
     def __next__(self) -> Batch:
         """Return the batch at `position` and move on."""

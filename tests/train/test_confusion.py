@@ -19,6 +19,7 @@ from pipeline.loaders import open_evaluation
 from pipeline.types import Batch
 from train.checkpoint import load_state
 from train.cli import train
+from train.distributed import ALONE
 from train.evaluate import confusion
 from train.experiment import build_learner, run_experiment
 from train.recipes import Recipe
@@ -41,6 +42,7 @@ class Given:
     """Predicts what the images say: pixel 0 is the class."""
 
     device = CPU
+    world = ALONE
 
     @contextmanager
     def evaluating(self) -> Iterator[Callable[[Tensor], Tensor]]:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from pipeline.dataset import DilutedSet, dilute, view
 from pipeline.loaders import open_evaluation
 from pipeline.sources.synthetic import synthetic
+from train.distributed import ALONE
 from train.evaluate import best_by_noisy_validation, columns, evaluate, image_scores, memorisation
 
 
@@ -21,6 +22,7 @@ class Oracle:
     """Stands in for a learner: its logits are a function of the images."""
 
     device = torch.device("cpu")
+    world = ALONE
 
     def __init__(self, logits_of: Callable[[Tensor], Tensor]) -> None:
         self.logits_of = logits_of

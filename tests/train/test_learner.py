@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from pipeline.errors import UserError
 from train.clock import Clock
-from train.learner import OPTIMIZERS, Learner, resolve_precision
+from train.learner import OPTIMIZERS, Learner, allow_tf32, resolve_precision
 from train.models import build_model
 
 CPU = torch.device("cpu")
@@ -140,10 +140,22 @@ def test_fp16_skips_a_loss_that_is_not_finite_even_in_the_first_step() -> None:
 def test_precisions_that_a_machine_does_not_have_are_refused_with_the_way_out() -> None:
     with pytest.raises(UserError, match=r"fp16 needs an NVIDIA GPU.*bf16 or fp32"):
         resolve_precision("fp16", CPU)
-    with pytest.raises(UserError, match=r"int8.*auto, bf16, fp16, fp32"):
+    with pytest.raises(UserError, match=r"tf32 needs an NVIDIA GPU.*bf16 or fp32"):
+        resolve_precision("tf32", CPU)
+    with pytest.raises(UserError, match=r"int8.*auto, bf16, fp16, tf32, fp32"):
         resolve_precision("int8", CPU)
     assert resolve_precision("auto", CPU) in ("bf16", "fp32")
     assert resolve_precision("fp32", CPU) == "fp32"
+
+
+def test_convolutions_and_products_round_alike_on_a_gpu() -> None:
+    try:
+        for allowed in (True, False):
+            allow_tf32(allowed)
+            found = {torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision}
+            assert found == {"tf32" if allowed else "ieee"}
+    finally:
+        allow_tf32(False)
 
 
 def test_auto_is_bf16_only_where_the_processor_computes_in_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from torch import nn
 import train.memory
 from pipeline.dataset import DilutedSet
 from pipeline.errors import UserError
-from train.experiment import run_experiment
+from train.experiment import build_learner, parts_of, run_experiment
 from train.learner import Learner
 from train.memory import activation_bytes, free_bytes, parts_that_fit
 from train.methods.plain import Plain
@@ -95,3 +95,11 @@ def test_another_error_of_a_step_stays_what_it_is(
     monkeypatch.setattr(Plain, "step", broken)
     with pytest.raises(RuntimeError, match="shapes do not fit"):
         run_experiment(recipe(), tiny, tmp_path / "run")
+
+
+def test_a_batch_divides_by_processes_and_parts(tiny: DilutedSet) -> None:
+    asked = recipe(batch=36, accumulate=4)
+    learner = build_learner(asked, tiny, torch.device("cpu"))
+    assert parts_of(asked, tiny, learner, None, num_processes=3) == 4
+    with pytest.raises(UserError, match=r"36 in 2 processes is 18 each.*accumulate 4; give a batch .* multiple of 8"):
+        parts_of(asked, tiny, learner, None, num_processes=2)

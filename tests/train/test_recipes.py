@@ -36,7 +36,7 @@ def test_what_the_user_gives_wins() -> None:
         ("method", "magic", r"unknown method 'magic'; the methods are: plain, h_alpha, histogram"),
         ("optimizer", "lion", r"the optimizers are: sgd, adamw, adadelta"),
         ("schedule", "triangle", r"the schedules are: constant, linear, cosine, steps"),
-        ("precision", "int8", r"the precisions are: auto, bf16, fp16, fp32"),
+        ("precision", "int8", r"the precisions are: auto, bf16, fp16, tf32, fp32"),
         ("batch", 0, "batch is 0"),
         ("examples", -1, "examples is -1"),
         ("lr", -0.1, "lr is -0.1"),
