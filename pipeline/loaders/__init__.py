@@ -70,6 +70,7 @@ class _Maker:
         self.dataset, self.order, self.loader = dataset, order, loader
         self.every_copy = every_copy  # a row carries the labels of all copies of its image
         self.batch, self.rank, self.world_size = batch, rank, world_size
+        self._far_away = isinstance(dataset.train, ShardSplit) and dataset.train.folder.local is None
         self._lock = threading.Lock()  # a thread that an interrupt cut off at its start may still be at work
 
     def places(self, start: int) -> Places:
@@ -88,7 +89,7 @@ class _Maker:
 
     def _make(self, start: int) -> Batch:
         places = self.places(start)
-        if isinstance(self.order, Passes):  # a few places of a window's length from here on
+        if self._far_away and isinstance(self.order, Passes):  # a few places of a window's length from here on
             length = min(self.order.window * BLOCK_IMAGES, len(self.order.images)) * self.order.reuse
             self.loader.expect(self.order.at(np.arange(start, start + length, _EVERY)))
         images, bad = self.loader.images(places, self.rows(places))
