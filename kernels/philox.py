@@ -36,6 +36,7 @@ COPY_ORDER: Final = 16  # the copy of an image that `passes` shows first        
 BLOCK_ORDER: Final = 17  # round keys of the order of blocks in a pass            pass, round
 CLASS_ORDER: Final = 18  # random order of the false classes of a class          true class, false class
 WINDOW_ORDER: Final = 19  # round keys of the order of images in a sweep          pass, window and sweep, round
+MIXUP: Final = 20  # the seed of mixup's weight in one step                       step, 0
 
 _M0: Final = np.uint64(0xD2511F53)
 _M1: Final = np.uint64(0xCD9E8D57)

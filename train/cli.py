@@ -59,7 +59,7 @@ def train(
             "[default: conv4; cifar_resnet18 for CIFAR, resnet18 for photos]"
         ),
     ] = None,
-    method: Annotated[str, Option(help="plain, h_alpha (oracle: reads the clean labels), histogram")] = "plain",
+    method: Annotated[str, Option(help="plain, h_alpha (oracle: reads the clean labels), histogram, mixup")] = "plain",
     loader: Annotated[
         str,
         Option(
@@ -108,6 +108,13 @@ def train(
     ] = None,
     label_smoothing: Annotated[
         float | None, Option(help="Share of a label that is spread over all classes, in [0, 1) [default: 0]")
+    ] = None,
+    mixup_beta: Annotated[
+        float | None,
+        Option(
+            help="Of method mixup: both parameters of the Beta distribution that weighs the two examples of a pair; "
+            "0 mixes nothing [default: 8]"
+        ),
     ] = None,
     accumulate: Annotated[
         str | None,
@@ -225,6 +232,7 @@ def train(
             "optimizer": optimizer,
             "weight_decay": weight_decay,
             "label_smoothing": label_smoothing,
+            "mixup_beta": mixup_beta,
             "accumulate": int(accumulate) if accumulate and accumulate.isdigit() else accumulate,
             "ema": ema,
             "schedule": schedule,

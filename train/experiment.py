@@ -25,7 +25,7 @@ from train.evaluate import best_by_noisy_validation, columns, confusion
 from train.learner import Learner, resolve_precision
 from train.loop import Run, all_replaced, fit, load, stop_signals, write_weights
 from train.memory import parts_that_fit
-from train.methods import METHODS, Method
+from train.methods import METHODS, Method, Setting
 from train.metrics import Display, Log
 from train.models import build_model
 from train.process import settle
@@ -139,7 +139,13 @@ def _training(recipe: Recipe, dataset: DilutedSet, learner: Learner) -> tuple[Me
     if METHODS[recipe.method].uses_clean_labels and law != "uniform":
         raise UserError(f"{recipe.method} is defined for law uniform, this data set's is {law}; give another --method")
     method = METHODS[recipe.method](
-        num_classes=dataset.num_classes, alpha=dataset.formula.alpha, label_smoothing=recipe.label_smoothing
+        Setting(
+            num_classes=dataset.num_classes,
+            alpha=dataset.formula.alpha,
+            label_smoothing=recipe.label_smoothing,
+            mixup_beta=recipe.mixup_beta,
+            seed=recipe.seed,
+        )
     )
     batches = open_batches(
         dataset,

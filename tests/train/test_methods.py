@@ -4,15 +4,18 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import beta as betadist
+from scipy.stats import kstest
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.types import Batch
 from train.clock import Clock
 from train.learner import Learner
-from train.methods import METHODS
+from train.methods import METHODS, Setting
 from train.methods.h_alpha import h_alpha_targets
 from train.methods.histogram import histogram_targets
+from train.methods.mixup import mixup_weight
 
 NO_ROWS = torch.zeros(0, dtype=torch.int64)
 sizes = st.integers(1, 12)
@@ -33,13 +36,15 @@ class Probe(Learner):
         loss.backward()  # type: ignore[no-untyped-call]
 
 
-def stepped(method: str, images: Tensor, labels: Tensor, *, num_classes: int, alpha: int) -> tuple[Probe, Any]:
+def stepped(
+    method: str, images: Tensor, labels: Tensor, *, num_classes: int, alpha: int, step: int = 0, **setting: Any
+) -> tuple[Probe, Any]:
     torch.manual_seed(0)
     height, width = images.shape[2:]
     net = nn.Sequential(nn.Flatten(), nn.Linear(height * width, num_classes)).double()
     probe = Probe(net)
-    made = METHODS[method](num_classes=num_classes, alpha=alpha)
-    metrics = made.step(probe, Batch(images, labels, torch.arange(len(images)), NO_ROWS), Clock(1, 10, 10))
+    made = METHODS[method](Setting(num_classes=num_classes, alpha=alpha, **setting))
+    metrics = made.step(probe, Batch(images, labels, torch.arange(len(images)), NO_ROWS), Clock(1, 10, 10, step))
     return probe, metrics
 
 
@@ -131,3 +136,66 @@ def test_metrics_are_the_loss_and_the_share_of_labels_predicted(method: str) -> 
     assert metrics["train/top1_accuracy"].item() == pytest.approx((counted == predicted).double().mean().item())
     assert torch.equal(metrics["train/loss"], probe.loss)
     assert not metrics["train/loss"].requires_grad
+
+
+def pairs(number: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(4)
+    images = torch.randn(number, 1, 3, 3, generator=generator, dtype=torch.float64)
+    return images, torch.randint(0, 4, (number,), generator=generator)
+
+
+@pytest.mark.parametrize("step", range(4))
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_mixup_is_cross_entropy_of_mixed_images_with_mixed_labels(step: int, smoothing: float) -> None:
+    images, labels = pairs(6)
+    setting: dict[str, Any] = {"label_smoothing": smoothing, "mixup_beta": 1.0, "seed": 1}
+    probe, metrics = stepped("mixup", images, labels, num_classes=4, alpha=2, step=step, **setting)
+    weight = mixup_weight(1, step, beta=1.0)
+    one_hot = F.one_hot(labels, 4) * (1 - smoothing) + smoothing / 4
+    expected = torch.zeros((), dtype=torch.float64)
+    right = 0
+    for i in range(6):
+        logits = probe.net(weight * images[i] + (1 - weight) * images[i - 1])
+        target = weight * one_hot[i] + (1 - weight) * one_hot[i - 1]
+        expected -= (target * logits.log_softmax(dim=1)).sum() / 6
+        right += int(logits.argmax()) == int(labels[i] if weight >= 0.5 else labels[i - 1])
+    torch.testing.assert_close(probe.loss, expected, rtol=1e-6, atol=0)  # the smoothed one-hot is float32
+    assert metrics["train/top1_accuracy"].item() == pytest.approx(right / 6)
+
+
+def test_both_sides_of_one_half_were_tested() -> None:
+    weights = [mixup_weight(1, step, beta=1.0) for step in range(4)]
+    assert min(weights) < 0.4 < 0.6 < max(weights)
+
+
+def test_one_row_is_mixed_with_itself() -> None:
+    images, labels = pairs(1)
+    alone, _ = stepped("mixup", images, labels, num_classes=4, alpha=2, mixup_beta=1.0)
+    plain, _ = stepped("plain", images, labels, num_classes=4, alpha=2)
+    torch.testing.assert_close(gradient(alone), gradient(plain), rtol=1e-12, atol=1e-12)
+
+
+def test_mixup_without_a_beta_is_plain() -> None:
+    images, labels = pairs(6)
+    unmixed, _ = stepped("mixup", images, labels, num_classes=4, alpha=2, mixup_beta=0.0)
+    plain, _ = stepped("plain", images, labels, num_classes=4, alpha=2)
+    assert torch.equal(gradient(unmixed), gradient(plain))
+    assert torch.equal(unmixed.loss, plain.loss)
+
+
+@pytest.mark.parametrize("beta", [0.3, 1.0, 8.0])
+def test_weights_of_mixup_follow_the_beta_distribution(beta: float) -> None:
+    drawn = [mixup_weight(5, step, beta=beta) for step in range(2_000)]
+    # False alarms: one in 10,000 seeds each.
+    assert kstest(drawn, betadist(beta, beta).cdf).pvalue > 1e-4
+
+
+def test_weights_of_mixup_depend_on_seed_and_step_alone() -> None:
+    drawn = {(seed, step): mixup_weight(seed, step, beta=8.0) for seed in (0, 1, 2**63) for step in (0, 1, 2**40)}
+    assert len(set(drawn.values())) == 9
+    torch.manual_seed(1)
+    for (seed, step), weight in reversed(drawn.items()):
+        assert mixup_weight(seed, step, beta=8.0) == weight
+    # Frozen: a run goes on with the weights that it began with.
+    assert drawn[0, 0] == pytest.approx(0.4552149771444412)
+    assert drawn[0, 1] == pytest.approx(0.40724472100543074)

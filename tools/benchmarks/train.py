@@ -15,7 +15,7 @@ from pipeline.loaders import open_batches
 from train.clock import Clock
 from train.experiment import build_learner
 from train.learner import Learner, resolve_precision
-from train.methods import METHODS
+from train.methods import METHODS, Setting
 from train.metrics import Meter
 from train.models import build_model
 from train.recipes import recipe_for
@@ -57,7 +57,7 @@ def _learner(method: str, dataset: DilutedSet, settings: Settings) -> Learner:
 def _ours(name: str, dataset: DilutedSet, settings: Settings, num_steps: int, against: str) -> Variant:
     """Run the trainer's steps: batch, method, metrics read once per log interval."""
     learner = _learner(name, dataset, settings)
-    method = METHODS[name](num_classes=dataset.num_classes, alpha=dataset.formula.alpha)
+    method = METHODS[name](Setting(num_classes=dataset.num_classes, alpha=dataset.formula.alpha))
     batches = open_batches(dataset, batch=settings.batch, stream=method.stream, device=DEVICE)
     clock, meter = Clock(settings.batch, 10**9, batches.num_examples), Meter()
 
@@ -76,7 +76,7 @@ def _ours(name: str, dataset: DilutedSet, settings: Settings, num_steps: int, ag
 def _ceiling(dataset: DilutedSet, settings: Settings, num_steps: int) -> Variant:
     """Run the same steps on one batch that never changes: what the net alone costs."""
     learner = _learner("plain", dataset, settings)
-    method = METHODS["plain"](num_classes=dataset.num_classes, alpha=dataset.formula.alpha)
+    method = METHODS["plain"](Setting(num_classes=dataset.num_classes, alpha=dataset.formula.alpha))
     batch = next(open_batches(dataset, batch=settings.batch, device=DEVICE))
     clock = Clock(settings.batch, 10**9, dataset.formula.num_examples)
 

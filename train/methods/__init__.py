@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from train.methods.h_alpha import HAlpha
 from train.methods.histogram import Histogram
-from train.methods.plain import Method, Plain
+from train.methods.mixup import Mixup
+from train.methods.plain import Method, Plain, Setting
 
-__all__ = ["METHODS", "Method"]
+__all__ = ["METHODS", "Method", "Setting"]
 
-METHODS: dict[str, type[Method]] = {"plain": Plain, "h_alpha": HAlpha, "histogram": Histogram}
+METHODS: dict[str, type[Method]] = {"plain": Plain, "h_alpha": HAlpha, "histogram": Histogram, "mixup": Mixup}

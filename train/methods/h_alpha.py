@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from pipeline.types import Batch
 from train.clock import Clock
 from train.learner import Learner
+from train.methods.plain import Setting
 
 
 def h_alpha_targets(labels: Int64[Tensor, " b"], *, alpha: float, num_classes: int) -> Float32[Tensor, "b k"]:
@@ -37,11 +38,11 @@ class HAlpha:
     stream: ClassVar[Literal["examples", "images"]] = "images"
     uses_clean_labels: ClassVar[bool] = True
 
-    def __init__(self, *, num_classes: int, alpha: int, label_smoothing: float = 0.0) -> None:
-        self.label_smoothing = label_smoothing
+    def __init__(self, setting: Setting) -> None:
+        self.label_smoothing = setting.label_smoothing
         self.num_labels = 1
-        self.num_classes = num_classes
-        self.alpha = alpha
+        self.num_classes = setting.num_classes
+        self.alpha = setting.alpha
 
     def step(self, learner: Learner, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         """Train on one batch of images."""

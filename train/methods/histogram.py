@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from pipeline.types import Batch
 from train.clock import Clock
 from train.learner import Learner
+from train.methods.plain import Setting
 
 
 def histogram_targets(labels: Int64[Tensor, "b a"], *, num_classes: int) -> Float32[Tensor, "b k"]:
@@ -40,10 +41,10 @@ class Histogram:
     stream: ClassVar[Literal["examples", "images"]] = "images"
     uses_clean_labels: ClassVar[bool] = False
 
-    def __init__(self, *, num_classes: int, alpha: int, label_smoothing: float = 0.0) -> None:
-        self.label_smoothing = label_smoothing
-        self.num_labels = 1 + alpha
-        self.num_classes = num_classes
+    def __init__(self, setting: Setting) -> None:
+        self.label_smoothing = setting.label_smoothing
+        self.num_labels = 1 + setting.alpha
+        self.num_classes = setting.num_classes
 
     def step(self, learner: Learner, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         """Train on one batch of images."""

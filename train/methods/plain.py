@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -10,6 +11,25 @@ from torch.nn import functional as F
 from pipeline.types import Batch
 from train.clock import Clock
 from train.learner import Learner
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What a run tells its method; each takes what it needs.
+
+    Args:
+        num_classes: K.
+        alpha: Noisy labels a clean one.
+        label_smoothing: Share of a label that is spread over all classes, in [0, 1).
+        mixup_beta: Both parameters of mixup's Beta distribution, 0 or more.
+        seed: The run's.
+    """
+
+    num_classes: int
+    alpha: int
+    label_smoothing: float = 0.0
+    mixup_beta: float = 0.0
+    seed: int = 0
 
 
 @runtime_checkable
@@ -26,7 +46,7 @@ class Method(Protocol):
     uses_clean_labels: ClassVar[bool]
     num_labels: int
 
-    def __init__(self, *, num_classes: int, alpha: int, label_smoothing: float = 0.0) -> None: ...
+    def __init__(self, setting: Setting) -> None: ...
 
     def step(self, learner: Learner, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         """Train on one batch; return metrics that stay on the device."""
@@ -39,8 +59,8 @@ class Plain:
     stream: ClassVar[Literal["examples", "images"]] = "examples"
     uses_clean_labels: ClassVar[bool] = False
 
-    def __init__(self, *, num_classes: int, alpha: int, label_smoothing: float = 0.0) -> None:
-        self.label_smoothing = label_smoothing
+    def __init__(self, setting: Setting) -> None:
+        self.label_smoothing = setting.label_smoothing
         self.num_labels = 1
 
     def step(self, learner: Learner, batch: Batch, clock: Clock) -> dict[str, Tensor]:
