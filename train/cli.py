@@ -159,6 +159,16 @@ def train(
     eval_every: Annotated[
         int | None, Option(help="Examples between evaluations [default: a thirtieth of the run]")
     ] = None,
+    log_every: Annotated[
+        int | None, Option(help="Examples between readings of the training metrics [default: 50 steps]")
+    ] = None,
+    measure: Annotated[
+        str | None,
+        Option(
+            help="noise-scale: at every reading also the gradient noise scale, in examples, and the cosine between the "
+            "gradients of right and of wrong labels; the weights stay what they are without [default: none]"
+        ),
+    ] = None,
     checkpoint_every: Annotated[
         int | None,
         Option(help="Examples between checkpoints, besides one every 5 minutes [default: 10,000,000]"),
@@ -242,6 +252,8 @@ def train(
             "compile": compile or None,
             "val_frac": val_frac,
             "eval_every": eval_every,
+            "log_every": log_every,
+            "measure": measure,
             "checkpoint_every": checkpoint_every,
             "keep": keep,
         }

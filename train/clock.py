@@ -66,6 +66,11 @@ class Clock:
         before = self.examples - self.batch
         return self.finished or self.examples // every_examples > before // every_examples
 
+    def passing(self, every_examples: int) -> bool:
+        """Say whether the step at work, once counted, will have `passed` a multiple of `every_examples`."""
+        after = self.examples + self.batch
+        return after >= self.total_examples or after // every_examples > self.examples // every_examples
+
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint keeps."""
         return {"examples": self.examples, "wall_s": self.wall_s}

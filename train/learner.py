@@ -212,6 +212,21 @@ class Learner:
         finally:
             self.evaluated.train(self.evaluated is self.net)
 
+    @contextmanager
+    def probing(self) -> Iterator[Callable[[Float32[Tensor, "b c h w"]], Float32[Tensor, "b k"]]]:
+        """Yield a function from images to logits as in training; the run then goes on as if it had not been called.
+
+        Batch norm's statistics and torch's generators are put back. The net runs as it is, not compiled.
+        """
+        before = [buffer.clone() for buffer in self.net.buffers()]
+        try:
+            with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+                yield lambda images: self._run(self.net, images)
+        finally:
+            with torch.no_grad():
+                for buffer, value in zip(self.net.buffers(), before, strict=True):
+                    buffer.copy_(value)
+
     def is_finite(self) -> bool:
         """Say whether all weights and statistics are finite; waits for the device."""
         return bool(torch.stack([t.isfinite().all() for t in self._latest]).all())

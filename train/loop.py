@@ -25,10 +25,11 @@ from train.learner import Learner
 from train.memory import is_out_of_memory, out_of_memory
 from train.methods import Method
 from train.metrics import Display, Log, Meter, Pace
+from train.noise_scale import NoiseScale, carries_source_label
 from train.recipes import Recipe
 
 SAVE_EVERY_S: Final = 300.0
-_SAVED: Final = ("learner", "clock", "meter", "pace")
+_SAVED: Final = ("learner", "clock", "meter", "pace", "noise_scale")
 
 
 @dataclass
@@ -66,6 +67,7 @@ class Run:
     replaced: set[int] = field(default_factory=set)
     meter: Meter = field(init=False)
     pace: Pace = field(default_factory=Pace)
+    noise_scale: NoiseScale = field(default_factory=NoiseScale)
     shown: dict[str, float] = field(default_factory=dict)
     saved_at: float = field(default_factory=time.monotonic)
 
@@ -122,12 +124,21 @@ def train_on(run: Run, batch: Batch) -> None:
     """
     learner = run.learner
     try:
+        if run.recipe.measure is not None and run.clock.passing(run.recipe.log_every):
+            with run.pace.pausing():
+                probe_noise_scale(run, batch)
         for part in [batch] if learner.accumulate == 1 else batch.parts(learner.accumulate):
             run.meter.add(run.method.step(learner, part, run.clock))
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         raise out_of_memory(error, batch=run.recipe.batch, accumulate=learner.accumulate) from error
+
+
+def probe_noise_scale(run: Run, batch: Batch) -> None:
+    """Measure gradients on a batch before it is trained on: the weights do not know its noise yet."""
+    right = carries_source_label(batch, run.dataset.formula, run.dataset.train.source_labels)
+    run.noise_scale.probe(run.learner, batch, right)
 
 
 def note_replaced(run: Run, batch: Batch) -> None:
@@ -147,7 +158,7 @@ def read_metrics(run: Run, log: Log | None) -> None:
     means, first_bad_step = run.meter.read(run.learner.first_bad_step)
     if first_bad_step >= 0:
         raise not_finite(run, first_bad_step)
-    values = {**means, **run.pace.read()}
+    values = {**means, **run.pace.read(), **run.noise_scale.latest}
     if run.method.num_labels > 1:
         values["speed/labels_per_s"] = values["speed/examples_per_s"] * run.method.num_labels
     # The process that waits longest for data is the one that all others wait for.

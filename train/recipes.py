@@ -15,6 +15,7 @@ from pipeline.errors import UserError
 from train.learner import OPTIMIZERS, PRECISIONS
 from train.methods import METHODS
 from train.models import check_model
+from train.noise_scale import LEAST_BATCH, MEASURES
 from train.schedule import SCHEDULES
 
 
@@ -45,9 +46,9 @@ class Recipe:
         beta2: Second beta of adamw, in [0, 1).
         weight_decay: For weights; norms and biases have none.
         label_smoothing: Share of a label that is spread over all classes, in [0, 1).
-        accumulate: Parts that a batch is computed in, one after the other (batch norm sees the parts); "auto" takes as
         mixup_beta: Both parameters of the Beta distribution that method mixup draws its weight from, 0 or more; other
             methods do not look at it.
+        accumulate: Parts that a batch is computed in, one after the other (batch norm sees the parts); "auto" takes as
             few as fit memory.
         ema: Evaluate an average of weights that weighs the last 1/ema of the run most; 0 for none.
         schedule: One of `SCHEDULES`.
@@ -58,6 +59,7 @@ class Recipe:
         val_frac: Share of the training images held out for the noisy validation, in [0, 1).
         eval_every: Examples between evaluations.
         log_every: Examples between readings of the device's metrics.
+        measure: One of `MEASURES`, probed at every reading of the metrics; None measures nothing besides them.
         checkpoint_every: Examples between checkpoints; there is one every five minutes besides.
         keep: How many checkpoints to keep.
 
@@ -87,9 +89,9 @@ class Recipe:
     beta2: float = 0.999
     weight_decay: float = 5e-4
     label_smoothing: float = 0.0
+    mixup_beta: float = 8.0
     accumulate: int | str = 1
     ema: float = 0.0
-    mixup_beta: float = 8.0
     schedule: str = "cosine"
     warmup_frac: float = 0.05
     precision: str = "auto"
@@ -98,6 +100,7 @@ class Recipe:
     val_frac: float = 0.1
     eval_every: int = 100_000
     log_every: int = 25_600
+    measure: str | None = None
     checkpoint_every: int = 10_000_000
     keep: int = 2
 
@@ -124,6 +127,17 @@ class Recipe:
             )
         if self.keep < 1:
             raise UserError(f"keep is {self.keep}; give a number of checkpoints, 1 or more")
+        if self.measure is not None:
+            check_choice("measure", self.measure, MEASURES)
+            if METHODS[self.method].stream == "images":
+                raise UserError(
+                    f"measure {self.measure} compares examples of one label each, and {self.method} streams images "
+                    "with all their labels; leave it out, or give --method plain"
+                )
+            if self.batch < LEAST_BATCH:
+                raise UserError(
+                    f"measure {self.measure} cuts a batch of {self.batch} in parts; give {LEAST_BATCH} or more"
+                )
         if not 0 <= self.seed < 2**64:
             raise UserError(f"seed {self.seed}; give a whole number in [0, 2^64)")
 
@@ -152,6 +166,8 @@ def recipe_for(
         UserError: If a value is not allowed.
     """
     check_choice("method", method, METHODS)
+    if "mixup_beta" in given and method != "mixup":
+        raise UserError(f"mixup_beta {given['mixup_beta']} is for method mixup, this is {method}; leave it out")
     defaults = _RECIPES[method](num_images, num_copies)
     if epochs is not None:
         if not 0 < epochs < math.inf:
@@ -166,8 +182,6 @@ def recipe_for(
     return Recipe(dataset=dataset, method=method, **fields)
 
 
-    if "mixup_beta" in given and method != "mixup":
-        raise UserError(f"mixup_beta {given['mixup_beta']} is for method mixup, this is {method}; leave it out")
 # Chosen on mnist5k by cross-entropy on the noisy labels of held-out images (10 %, 3 seeds, conv4, bf16), never on test
 # images; Δ is against the chosen setting, with its standard error over the same held-out images, in units of 0.001.
 _AVERAGED_ADAMW: Final[dict[str, Any]] = {

@@ -12,7 +12,9 @@ def test_events_come_once_for_each_multiple_passed_and_at_the_end(batch: int, to
     events = 0
     for _ in range(min(200, -(-total // batch))):
         before = clock.examples
+        foreseen = clock.passing(every)
         clock.tick()
+        assert clock.passed(every) == foreseen
         multiple_inside = any(m % every == 0 for m in (before + 1 + (-before - 1) % every,) if m <= clock.examples)
         assert clock.passed(every) == (multiple_inside or clock.finished)
         events += clock.passed(every)

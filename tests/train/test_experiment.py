@@ -27,6 +27,7 @@ from train.learner import Learner
 from train.loop import stop_signals
 from train.methods import METHODS
 from train.methods.plain import Plain
+from train.noise_scale import NoiseScale
 from train.recipes import Recipe
 
 CPU = torch.device("cpu")
@@ -158,8 +159,10 @@ def test_without_a_held_out_part_all_images_are_trained_on(tiny: DilutedSet, tmp
         {"method": "plain"},
         {"method": "h_alpha", "optimizer": "adamw", "ema": 3.0},
         {"method": "histogram", "model": "conv2", "precision": "bf16", "ema": 3.0},
+        {"method": "mixup", "label_smoothing": 0.1},
+        {"method": "plain", "model": "conv2", "measure": "noise-scale"},
     ],
-    ids=lambda given: given["method"],
+    ids=lambda given: given.get("measure", given["method"]),
 )
 def test_a_stopped_run_goes_on_as_if_nothing_had_been(
     tiny: DilutedSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], number: signal.Signals
@@ -183,6 +186,73 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_been(
         assert straight.pop(timed) >= 0
         assert again.pop(timed) >= 0
     assert again == straight
+
+
+@pytest.mark.parametrize(
+    "given", [{}, {"accumulate": 2, "precision": "bf16", "method": "mixup"}], ids=["plain", "mixup"]
+)
+def test_measuring_the_noise_scale_changes_no_weight(tiny: DilutedSet, tmp_path: Path, given: dict[str, Any]) -> None:
+    given = {"model": "conv2", "ema": 3.0, **given}
+    run_experiment(recipe(**given), tiny, tmp_path / "plain")
+    run_experiment(recipe(**given, measure="noise-scale"), tiny, tmp_path / "measured")
+    for name in ("last.pt", "best.pt"):
+        assert same(weights(tmp_path / "plain", name), weights(tmp_path / "measured", name))
+    without, measured = rows(tmp_path / "plain"), rows(tmp_path / "measured")
+    found = [{k: row.pop(k) for k in list(row) if k.startswith("noise_scale/")} for row in measured]
+    assert measured == without
+    names = {f"noise_scale/{name}" for name in ("grad_sq", "trace", "clean_noisy_cosine", "simple_examples")}
+    logged = [values for values, row in zip(found, without, strict=True) if "train/loss" in row]
+    assert all(names - values.keys() <= {"noise_scale/simple_examples"} for values in logged)
+    assert all(not values for values, row in zip(found, without, strict=True) if "train/loss" not in row)
+    # Ratio of averages in which probe s weighs s.
+    grad_sq, trace = (
+        sum(s * values[f"noise_scale/{name}"] for s, values in enumerate(logged, 1)) for name in ("grad_sq", "trace")
+    )
+    assert logged[-1]["noise_scale/simple_examples"] == pytest.approx(trace / grad_sq)
+
+
+def test_a_probe_sees_the_batch_of_the_logged_step_before_it_is_trained_on(
+    tiny: DilutedSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[Tensor] = []
+    probed: list[tuple[int, Tensor]] = []
+    probe, step = NoiseScale.probe, Plain.step
+
+    def noted_probe(self: NoiseScale, learner: Learner, batch: Batch, right: Tensor) -> None:
+        probed.append((len(trained), batch.rows))
+        probe(self, learner, batch, right)
+
+    def noted_step(self: Plain, learner: Learner, batch: Batch, clock: Clock) -> dict[str, Tensor]:
+        trained.append(batch.rows)
+        return step(self, learner, batch, clock)
+
+    monkeypatch.setattr(NoiseScale, "probe", noted_probe)
+    monkeypatch.setattr(Plain, "step", noted_step)
+    run_experiment(recipe(measure="noise-scale"), tiny, tmp_path / "run")
+    assert [number for number, _ in probed] == [*range(2, 39, 3), 39]  # every third of forty steps, and the last
+    assert all(torch.equal(trained[number], rows) for number, rows in probed)
+
+
+def test_mixup_that_mixes_nothing_is_plain(tiny: DilutedSet, tmp_path: Path) -> None:
+    run_experiment(recipe(model="conv2"), tiny, tmp_path / "plain")
+    run_experiment(recipe(model="conv2", method="mixup", mixup_beta=0.0), tiny, tmp_path / "unmixed")
+    run_experiment(recipe(model="conv2", method="mixup"), tiny, tmp_path / "mixed")
+    assert same(weights(tmp_path / "plain"), weights(tmp_path / "unmixed"))
+    assert not same(weights(tmp_path / "plain"), weights(tmp_path / "mixed"))
+
+
+def test_mixup_draws_from_seed_and_step_of_the_run_in_every_part_of_a_batch(
+    tiny: DilutedSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[tuple[int, int, float]] = []
+
+    def noted(seed: int, step: int, *, beta: float) -> float:
+        drawn.append((seed, step, beta))
+        return 0.5
+
+    monkeypatch.setattr("train.methods.mixup.mixup_weight", noted)
+    run_experiment(recipe(method="mixup", mixup_beta=0.3, seed=5, accumulate=3), tiny, tmp_path / "run")
+    assert drawn == [(5, step, 0.3) for step in range(40) for _ in range(3)]
 
 
 def test_a_second_ctrl_c_ends_the_process_at_once(request: pytest.FixtureRequest) -> None:

@@ -50,12 +50,34 @@ def test_what_the_user_gives_wins() -> None:
         ("accumulate", 0, "accumulate is 0"),
         ("accumulate", "many", "accumulate is many"),
         ("keep", 0, "keep is 0"),
+        ("mixup_beta", -1.0, "mixup_beta is -1.0"),
+        ("mixup_beta", math.inf, "mixup_beta is inf"),
+        ("measure", "width", "unknown measure 'width'; the measures are: noise-scale"),
     ],
 )
 def test_a_value_that_is_not_allowed_is_refused_with_what_is(field: str, value: Any, message: str) -> None:
     fields: dict[str, Any] = {"dataset": "mnist5k", "examples": 100, field: value}
     with pytest.raises(UserError, match=message):
         Recipe(**fields)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"method": "histogram"}, "measure noise-scale compares .* histogram streams images .* --method plain"),
+        ({"batch": 3}, "batch of 3 in parts; give 4 or more"),
+    ],
+)
+def test_a_measure_that_cannot_be_made_is_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Recipe(dataset="mnist5k", examples=100, measure="noise-scale", **given)
+
+
+def test_only_mixup_has_a_beta() -> None:
+    recipe = recipe_for("mnist5k", "mixup", num_images=90, num_copies=4, mixup_beta=0.5)
+    assert recipe.mixup_beta == 0.5
+    with pytest.raises(UserError, match=r"mixup_beta 0\.5 is for method mixup, this is plain; leave it out"):
+        recipe_for("mnist5k", "plain", num_images=90, num_copies=4, mixup_beta=0.5)
 
 
 @pytest.mark.parametrize("epochs", [0.0, -1.0, math.nan, math.inf])
