@@ -143,7 +143,7 @@ class NoiseScale:
         self.latest: dict[str, float] = {}
 
     def probe(self, learner: Learner, batch: Batch, right: Bool[Tensor, " b"]) -> None:
-        """Measure on one batch; waits for the device.
+        """Measure on one batch, each process on its own part of it; waits for the device.
 
         Rows that do not fill a part are left out; where a batch comes in more than eight parts, it is cut in as many.
 
@@ -165,7 +165,8 @@ class NoiseScale:
                 num_parts=num_parts,
             )
         estimates = noise_scale_estimates(found.small_sq, found.big_sq, b_small, b_big)
-        grad_sq, trace, cosine = torch.stack([*estimates, found.cosine]).tolist()  # device-to-host synchronization
+        means = learner.world.sum(torch.stack([*estimates, found.cosine])) / learner.world.size
+        grad_sq, trace, cosine = means.tolist()  # device-to-host synchronization
         self.num_probes += 1
         share = 2 / (1 + self.num_probes)
         self.grad_sq += share * (grad_sq - self.grad_sq)

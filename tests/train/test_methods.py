@@ -15,7 +15,7 @@ from train.learner import Learner
 from train.methods import METHODS, Setting
 from train.methods.h_alpha import h_alpha_targets
 from train.methods.histogram import histogram_targets
-from train.methods.mixup import mixup_weight
+from train.methods.mixup import mixup_weight, partners
 
 NO_ROWS = torch.zeros(0, dtype=torch.int64)
 sizes = st.integers(1, 12)
@@ -155,10 +155,10 @@ def test_mixup_is_cross_entropy_of_mixed_images_with_mixed_labels(step: int, smo
     expected = torch.zeros((), dtype=torch.float64)
     right = 0
     for i in range(6):
-        logits = probe.net(weight * images[i] + (1 - weight) * images[i - 1])
-        target = weight * one_hot[i] + (1 - weight) * one_hot[i - 1]
+        logits = probe.net(weight * images[i] + (1 - weight) * images[i ^ 1])
+        target = weight * one_hot[i] + (1 - weight) * one_hot[i ^ 1]
         expected -= (target * logits.log_softmax(dim=1)).sum() / 6
-        right += int(logits.argmax()) == int(labels[i] if weight >= 0.5 else labels[i - 1])
+        right += int(logits.argmax()) == int(labels[i] if weight >= 0.5 else labels[i ^ 1])
     torch.testing.assert_close(probe.loss, expected, rtol=1e-6, atol=0)  # the smoothed one-hot is float32
     assert metrics["train/top1_accuracy"].item() == pytest.approx(right / 6)
 
@@ -166,6 +166,12 @@ def test_mixup_is_cross_entropy_of_mixed_images_with_mixed_labels(step: int, smo
 def test_both_sides_of_one_half_were_tested() -> None:
     weights = [mixup_weight(1, step, beta=1.0) for step in range(4)]
     assert min(weights) < 0.4 < 0.6 < max(weights)
+
+
+def test_neighbours_are_partners_also_where_a_batch_is_cut_between_pairs() -> None:
+    assert partners(5, torch.device("cpu")).tolist() == [1, 0, 3, 2, 4]
+    whole = partners(12, torch.device("cpu"))
+    assert torch.equal(whole, torch.cat([partners(6, torch.device("cpu")), 6 + partners(6, torch.device("cpu"))]))
 
 
 def test_one_row_is_mixed_with_itself() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
@@ -31,17 +32,26 @@ def mixup_weight(seed: int, step: int, *, beta: float) -> float:
     return np.random.Generator(np.random.Philox(key=word(seed, MIXUP, step))).beta(beta, beta) if beta else 1.0
 
 
+def partners(num_rows: int, device: torch.device) -> Int64[Tensor, " b"]:
+    """Return each row's partner: rows 0 and 1 make a pair, 2 and 3, and so on; an odd last one is its own.
+
+    Source: Zhang et al. 2018, section 2.
+    Deviates: the paper permutes the batch. Rows come in random order already, and pairs of neighbours stay together
+        where a batch is cut in parts of even size or shared by processes: the step is the same.
+    """
+    return (torch.arange(num_rows, device=device) ^ 1).clamp(max=num_rows - 1)
+
+
 def mixed(images: Float[Tensor, "b c h w"], weight: float) -> Float[Tensor, "b c h w"]:
-    """Mix each image with the one before it, the first with the last.
+    """Mix each image with its partner.
 
     Args:
-        images: One alone is mixed with itself.
+        images: In the order of a batch.
         weight: Of the image itself, in [0, 1].
 
     Source: Zhang et al. 2018, section 2.
-    Deviates: neighbours make a pair where the paper permutes the batch: rows come in random order already.
     """
-    return weight * images + (1 - weight) * images.roll(1, dims=0)
+    return weight * images + (1 - weight) * images[partners(len(images), images.device)]
 
 
 def mixup_loss(
@@ -58,14 +68,12 @@ def mixup_loss(
     Source: Zhang et al. 2018, section 2; cross-entropy is linear in its target.
     """
     own = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
-    other = F.cross_entropy(logits, labels.roll(1), label_smoothing=label_smoothing)
+    other = F.cross_entropy(logits, labels[partners(len(labels), labels.device)], label_smoothing=label_smoothing)
     return weight * own + (1 - weight) * other
 
 
 class Mixup:
     """`mixup_loss` of `mixed` images.
-
-    Where a batch comes in parts, or ranks share it, the pairs are made within a part.
 
     Source: Zhang et al. 2018; its section 3.4 finds large Beta parameters ("e.g. 8 or 32") to resist corrupted labels.
         The recipe's 8 is this project's choice between the two.
@@ -86,6 +94,6 @@ class Mixup:
         logits = learner.logits(mixed(batch.images, weight))
         loss = mixup_loss(logits, batch.labels, weight, label_smoothing=self.label_smoothing)
         learner.update(loss, clock)
-        heavier = batch.labels if weight >= 0.5 else batch.labels.roll(1)
+        heavier = batch.labels if weight >= 0.5 else batch.labels[partners(len(batch.labels), batch.labels.device)]
         right = logits.detach().argmax(dim=1) == heavier
         return {"train/loss": loss.detach(), "train/top1_accuracy": right.float().mean()}
