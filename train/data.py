@@ -15,6 +15,7 @@ from train.recipes import check_choice
 
 SHARDS: Final = Path("shards")  # where tools/build_shards writes
 IN_MEMORY_ALPHA: Final = {"mnist5k": 20}  # sets that need neither shards nor --alpha
+_OWN_FILES: Final = ("imagenet", "folder")  # sets that no tool fetches: their users say where they lie
 
 
 def open_data(
@@ -94,9 +95,10 @@ def only_shards(name: str) -> Path | None:
     if name in IN_MEMORY_ALPHA:
         return None
     check_choice("data set", name, SOURCES)
+    files = " --source DIR" if name in _OWN_FILES else ""
     raise UserError(
-        f"there are no shards of {name} in {SHARDS}; build them with 'tools/build_shards {name} --alpha 20', "
-        "or give --shards DIR, or --alpha A to dilute in memory"
+        f"there are no shards of {name} in {SHARDS}; build them with 'tools/build_shards {name}{files} --alpha 20', "
+        f"or give --shards DIR, or{files} --alpha A to dilute in memory"
     )
 
 

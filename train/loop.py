@@ -262,10 +262,12 @@ def not_finite(run: Run, step: int, what: str = "the loss of") -> UserError:
     first = step * run.recipe.batch
     ids = run.batches.rows_at(first).tolist()
     more = f" and {len(ids) - 8} more" if len(ids) > 8 else ""
+    saved = (run.folder / "checkpoint.pt").exists()
+    kept = "the last good checkpoint is kept" if saved else "it was before the first checkpoint"
     return UserError(
         f"{what} step {step} is not finite (positions {first} to {first + len(ids) - 1} of the stream, example ids "
-        f"{', '.join(map(str, ids[:8]))}{more}); the last good checkpoint is kept in {run.folder}: "
-        "start again with a lower --lr, or with --precision fp32"
+        f"{', '.join(map(str, ids[:8]))}{more}); {kept} in {run.folder}: "
+        "start again with another --out and a lower --lr, or with --precision fp32"
     )
 
 

@@ -1,29 +1,20 @@
 import inspect
 import json
-import os
+import re
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
-import torch
+from runs import CPU, call, finish, rows, same, start, wait_for_a_checkpoint, weights
 
-from pipeline.console import run
+from pipeline.builder import build
+from pipeline.dataset import dilute
+from pipeline.plan import plan_build
+from pipeline.sources.synthetic import synthetic
 from train.checkpoint import load_state
 from train.cli import train
 
 SMALL = ["mnist5k", "--alpha", "2", "--clean", "200", "--model", "perceptron", "--examples", "600", "--batch", "60"]
-
-
-def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    """Run the command in this process; return its exit code."""
-    monkeypatch.setattr(sys, "argv", ["train", *arguments])
-    with pytest.raises(SystemExit) as ended:
-        run(train, name="train")
-    assert isinstance(ended.value.code, int)
-    return ended.value.code
 
 
 @pytest.fixture(autouse=True)
@@ -92,6 +83,7 @@ def test_a_second_run_into_a_folder_needs_resume_which_shows_the_result(
         (["nonsense"], ["nonsense", "mnist5k"]),
         (["mnist5k", "--law", "murphy"], ["murphy", "uniform"]),
         (["mnist5k", "--model", "resnet"], ["resnet", "conv4"]),
+        (["mnist5k", "--model", "resnet5O"], ["resnet5O", "nearest: ", "resnet50"]),
         (["mnist5k", "--method", "magic"], ["magic", "histogram"]),
         (["mnist5k", "--loader", "magic"], ["magic", "resident"]),
         (["mnist5k", "--optimizer", "lion"], ["lion", "adamw"]),
@@ -111,13 +103,17 @@ def test_a_second_run_into_a_folder_needs_resume_which_shows_the_result(
         (["mnist5k", "--clean", "4001"], ["4001", "4,000"]),
         (["mnist5k", "--batch", "0"], ["batch", "0"]),
         (["mnist5k", "--batch", "100000"], ["batch", "100000", "75600"]),
+        (["mnist5k", "--batch", "100", "--accumulate", "3"], ["accumulate is 3", "a divisor of 100", "auto"]),
         (["mnist5k", "--lr", "-1"], ["lr", "-1"]),
         (["mnist5k", "--val-frac", "2"], ["val_frac", "2"]),
         (["mnist5k", "--epochs", "0"], ["epochs", "0"]),
         (["mnist5k", "--epochs", "1", "--examples", "5"], ["--epochs", "--examples"]),
         (["mnist5k", "--seed", "-1"], ["seed", "-1"]),
         (["mnist5k", "--shards", "nowhere"], ["nowhere", "no finished data set"]),
-        (["synthetic"], ["tools/build_shards synthetic --alpha"]),
+        (["synthetic"], ["'tools/build_shards synthetic --alpha 20'"]),
+        (["imagenet"], ["'tools/build_shards imagenet --source DIR --alpha 20'"]),
+        (["folder"], ["'tools/build_shards folder --source DIR --alpha 20'"]),
+        (["imagenet", "--alpha", "5"], ["imagenet needs --source DIR"]),
         (["mnist5k", "--frobnicate"], ["--frobnicate"]),
         ([], ["dataset"]),
     ],
@@ -134,36 +130,58 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     assert not Path("runs").exists()
 
 
+def test_a_rate_that_breaks_the_weights_is_one_line_and_the_last_good_checkpoint_stays(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [*SMALL, "--lr", "1e30", "--checkpoint-every", "60", "--precision", "fp32", "--out", "r"]
+    assert call(monkeypatch, *command) == 2
+    error = capsys.readouterr().err
+    step = re.search(r"step (\d+) is not finite", error)
+    assert step is not None, error
+    assert error.count("\n") == 1
+    assert "example ids " in error
+    assert "the last good checkpoint is kept in r: " in error
+    saved = load_state(Path("r/checkpoint.pt"), CPU)
+    assert 0 < saved["clock"]["examples"] <= 60 * int(step[1])
+    assert all(tensor.isfinite().all() for tensor in saved["learner"]["net"].values())
+    before = Path("r/checkpoint.pt").read_bytes()
+    assert call(monkeypatch, *command, "--resume") == 2
+    assert capsys.readouterr().err == error
+    assert Path("r/checkpoint.pt").read_bytes() == before
+
+
+def test_shards_of_another_set_or_of_other_classes_leave_a_run_as_it_was(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for num_classes in (4, 3):
+        source = synthetic(num_train=60, num_test=12, height=8, width=8, channels=1, num_classes=num_classes)
+        build(plan_build(source, dilute(source, alpha=2)), Path(f"shards-{num_classes}"))
+    small = ["--model", "perceptron", "--batch", "20", "--examples", "200", "--eval-every", "100", "--out", "r"]
+    assert call(monkeypatch, "synthetic", "--shards", "shards-4", *small) == 0
+    before = {path: path.read_bytes() for path in Path("r").iterdir()}
+    capsys.readouterr()
+    for arguments, words in (
+        (["mnist5k", "--shards", "shards-4", *small], "shards-4 holds synthetic, not mnist5k"),
+        (["synthetic", "--shards", "shards-3", *small, "--resume"], "num_classes: 4 → 3"),
+        (["synthetic", "--shards", "shards-4", "--alpha", "5", *small, "--resume"], "alpha: 2 → 5"),
+        (["synthetic", "--shards", "shards-4", *small], "r holds a run already; add --resume"),
+    ):
+        assert call(monkeypatch, *arguments) == 2
+        error = capsys.readouterr().err
+        assert words in error
+        assert error.count("\n") == 1
+    assert {path: path.read_bytes() for path in Path("r").iterdir()} == before
+
+
 # Long enough to be killed in the middle: 375 steps and a checkpoint every 40 of them.
 KILLED = ["mnist5k", "--alpha", "3", "--method", "histogram", "--model", "mlp1", "--batch", "64"]
 KILLED += ["--examples", "24000", "--eval-every", "8000", "--checkpoint-every", "2560", "--ema", "3"]
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
-    code = "from train.cli import main; main()"
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *KILLED, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"},
-    )
-
-
-def wait_for_a_checkpoint(process: subprocess.Popen[str], folder: str) -> None:
-    deadline = time.monotonic() + 120
-    while not Path(folder, "checkpoint.pt").exists():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-
-
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("uninterrupted") / "run"
-    process = start("--out", str(folder))
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
+    finish(start(*KILLED, "--out", str(folder)))
     return folder
 
 
@@ -174,22 +192,15 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_killed_run_goes_on_to_the_same_weights_bit_for_bit(
     uninterrupted: Path, number: signal.Signals, code: int
 ) -> None:
-    process = start("--out", "killed")
-    wait_for_a_checkpoint(process, "killed")
+    process = start(*KILLED, "--out", "killed")
+    wait_for_a_checkpoint(process, Path("killed"))
     process.send_signal(number)
     output, errors = process.communicate(timeout=120)
     assert process.returncode == code, errors
     assert errors == ""
     assert ("--resume" in output) == (number != signal.SIGKILL)
     assert not Path("killed/result.json").exists(), "the run was over before it was killed"
-    again = start("--out", "killed", "--resume")
-    _, errors = again.communicate(timeout=300)
-    assert again.returncode == 0, errors
+    finish(start(*KILLED, "--out", "killed", "--resume"))
     for name in ("last.pt", "best.pt"):
-        first, second = (load_state(folder / name, torch.device("cpu")) for folder in (uninterrupted, Path("killed")))
-        assert first.keys() == second.keys()
-        assert all(torch.equal(first[key], second[key]) for key in first)
-    examples = [json.loads(row)["examples"] for row in Path("killed/metrics.jsonl").read_text().splitlines()]
-    assert examples == [
-        json.loads(row)["examples"] for row in (uninterrupted / "metrics.jsonl").read_text().splitlines()
-    ]
+        assert same(weights(uninterrupted, name), weights(Path("killed"), name))
+    assert rows(Path("killed")) == rows(uninterrupted)

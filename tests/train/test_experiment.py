@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from runs import CPU, rows, same, weights
 from torch import Tensor
 
 import train.experiment
@@ -30,7 +31,6 @@ from train.methods.plain import Plain
 from train.noise_scale import NoiseScale
 from train.recipes import Recipe
 
-CPU = torch.device("cpu")
 Result = dict[str, Any]
 
 
@@ -39,22 +39,6 @@ def recipe(**given: Any) -> Recipe:
     fields: dict[str, Any] = {"model": "mlp1", "batch": 12, "examples": 480, "eval_every": 96, "log_every": 36}
     fields |= {"checkpoint_every": 120, "precision": "fp32", "lr": 0.01, "ema": 0.0}
     return Recipe(**{"dataset": "synthetic", **fields, **given})
-
-
-def weights(folder: Path, name: str = "last.pt") -> dict[str, Tensor]:
-    return load_state(folder / name, CPU)
-
-
-def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
-    assert first.keys() == second.keys()
-    return all(torch.equal(first[key], second[key]) for key in first)
-
-
-def rows(folder: Path) -> list[dict[str, float]]:
-    """Read what was logged, without what depends on how fast the machine is."""
-    timed = ("wall_s", "speed/", "data/wait_frac")
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if not k.startswith(timed)} for line in lines]
 
 
 def before_step(monkeypatch: pytest.MonkeyPatch, method: str, at: int, what: Callable[[], None]) -> None:
@@ -346,7 +330,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_names_the_examples_and_keeps_th
 
 
 def test_a_rate_that_is_far_too_large_ends_in_one_clear_error(tiny: DilutedSet, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"step \d+ is not finite .* lower --lr"):
+    with pytest.raises(UserError, match=r"step \d+ is not finite .* before the first checkpoint .* a lower --lr"):
         run_experiment(recipe(lr=1e30, warmup_frac=0.0), tiny, tmp_path / "run")
 
 
