@@ -5,7 +5,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from runs import CPU, call, finish, rows, same, start, wait_for_a_checkpoint, weights
+from calls import CPU, call, finish, rows, same, start, wait_for_a_checkpoint, weights
 
 from pipeline.builder import build
 from pipeline.dataset import dilute

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from runs import CPU, rows, same, weights
+from calls import CPU, rows, same, weights
 from torch import Tensor
 
 import train.experiment

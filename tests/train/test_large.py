@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from runs import call
+from calls import call
 from s3 import Server
 from torch.distributed.run import get_args_parser
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from calls import CPU, call, rows, same, start, wait_for_a_checkpoint, weights
 from diluted import BLOCK, WITHOUT_FFCV, photos, small_blocks
-from runs import CPU, call, rows, same, start, wait_for_a_checkpoint, weights
 
 from pipeline.builder import build
 from pipeline.dataset import dilute, open_shards

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import call, same, weights
+from calls import call, same, weights
 
 from pipeline.builder import build
 from pipeline.dataset import dilute
