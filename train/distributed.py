@@ -78,6 +78,10 @@ class World:
         dist.broadcast_object_list(values, device=torch.device("cpu"))
         return values[0]  # type: ignore[return-value]
 
+    def end_of_all(self, error: UserError) -> BaseException:
+        """Return what to raise where every process sees the same mistake: the first one says it."""
+        return error if self.is_first else SystemExit(2)
+
     def together(self, make: Callable[[], Made]) -> Made:
         """Make something in every process; if some cannot, all end and the first of those says why.
 

@@ -86,7 +86,8 @@ def run_experiment(
     """
     settle()
     device = world.device()
-    recipe = dataclasses.replace(recipe, precision=resolve_precision(recipe.precision, device))
+    precision = world.together(lambda: resolve_precision(recipe.precision, device))
+    recipe = dataclasses.replace(recipe, precision=precision)
     learner = world.together(lambda: build_learner(recipe, dataset, device))
     parts = world.together(lambda: parts_of(recipe, dataset, learner, folder if resume else None, world.size))
     learner.accumulate = int(*world.largest(parts))

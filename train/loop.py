@@ -157,7 +157,7 @@ def read_metrics(run: Run, log: Log | None) -> None:
     """
     means, first_bad_step = run.meter.read(run.learner.first_bad_step)
     if first_bad_step >= 0:
-        raise not_finite(run, first_bad_step)
+        raise run.world.end_of_all(not_finite(run, first_bad_step))
     values = {**means, **run.pace.read(), **run.noise_scale.latest}
     if run.method.num_labels > 1:
         values["speed/labels_per_s"] = values["speed/examples_per_s"] * run.method.num_labels
@@ -252,9 +252,9 @@ def check_finite(run: Run) -> None:
     """
     first_bad_step = int(run.learner.first_bad_step)
     if first_bad_step >= 0:
-        raise not_finite(run, first_bad_step)
+        raise run.world.end_of_all(not_finite(run, first_bad_step))
     if not run.learner.is_finite():
-        raise not_finite(run, run.clock.step - 1, what="a weight after")
+        raise run.world.end_of_all(not_finite(run, run.clock.step - 1, what="a weight after"))
 
 
 def not_finite(run: Run, step: int, what: str = "the loss of") -> UserError:

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -240,3 +241,10 @@ def test_a_mistake_is_named_once(tmp_path: Path) -> None:
     assert done.stderr.count("error: ") == 1
     assert "rank 0: batch 47 does not divide by the 2 processes that share it; give a multiple of 2" in done.stderr
     assert not (tmp_path / "run").exists()
+    broken = ["--lr", "1e30", "--examples", "4800", "--out", tmp_path / "broken"]
+    done = finish(torchrun(2, TRAIN, *FLAGS, *broken), expect=1)
+    assert done.stderr.count("error: ") == 1
+    told = re.search(r"rank 0: \D+ step (\d+) is not finite \(positions (\d+) to (\d+) of the stream", done.stderr)
+    assert told is not None
+    step, start, end = map(int, told.groups())
+    assert (start, end) == (48 * step, 48 * step + 47)  # those of both
