@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 
-from benchmarks import build, load, measure, picture  # noqa: E402
+from benchmarks import build, load, measure, picture, train  # noqa: E402
 from benchmarks.measure import FIELDS, Settings, Variant  # noqa: E402
 
 from pipeline.builder import build as write  # noqa: E402
@@ -87,6 +87,73 @@ def test_a_stage_runs_and_shows_every_variant(stage: str) -> None:
     done = bench(stage, "--rounds", "3", "--no-save", "--batch", "256")
     assert done.returncode == 0, done.stderr
     assert "ours/" in done.stdout
+
+
+@pytest.mark.slow
+def test_stage_train_shows_every_variant() -> None:
+    done = bench("train", "--model", "conv4", "--batch", "16", "--rounds", "3", "--no-save", "--peak-tflops", "1")
+    assert done.returncode == 0, done.stderr
+    shown = [line.split("│")[1].strip() for line in done.stdout.splitlines() if line.startswith("│")]
+    assert [name for name in shown if name] == [
+        "limit/conv4-28px",
+        "ours/conv4-28px-loader",
+        "ours/conv4-28px-run",
+        "ours/conv4-28px-run-wait",
+        "ours/conv4-28px-run-mfu",
+        "ours/conv4-28px-histogram",
+        "peer/conv4-28px-pytorch",
+        "ours/save-resnet50",
+        "ours/save-conv4",
+    ]
+    assert "× limit/conv4-28px" in done.stdout
+    assert "× peer/conv4-28px-pytorch" in done.stdout
+
+
+@pytest.mark.slow
+def test_stage_train_measures_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(build, "IMAGES", 40)
+    monkeypatch.setattr(train, "LOADER_S", 0.1)
+    train.data_of.cache_clear()
+    found = {}
+    for variant in train.of_net(train.Net("conv2", 224, 4, 2), Settings(None, "", 0, 2, 3)):
+        variant.prepare()
+        found[variant.name] = variant.run()
+    train.data_of.cache_clear()
+    run, peer = found["ours/conv2-224px-run"], found["peer/conv2-224px-pytorch"]
+    assert isinstance(run, measure.Timed)
+    assert isinstance(peer, measure.Timed)
+    assert run.amount == peer.amount == found["limit/conv2-224px"] == 2 * 4
+    assert min(run.seconds, peer.seconds) > 0
+    waited = found["ours/conv2-224px-run-wait"]
+    assert isinstance(waited, float)
+    assert 0 < waited < 1
+
+
+def test_stage_train_chooses_nets_by_what_is_asked_for(tmp_path: Path) -> None:
+    def chosen(shards: Path | None = None, model: str = "", batch: int = 0) -> list[tuple[str, int, int]]:
+        nets = train.nets_of(Settings(shards, model, batch, 2, 3))
+        return [(net.model, net.size_px, net.batch) for net in nets]
+
+    source = open_source("mnist5k")
+    write(plan_build(source, dilute(source, alpha=1, clean=20), Options(check="none")), tmp_path / "digits")
+    assert ("conv4", 28, 512) in chosen()
+    assert {size for _, size, _ in chosen()} >= {28, 224}
+    assert chosen(model="conv4", batch=64) == [("conv4", 28, 64)]
+    assert chosen(model="mlp1") == [("mlp1", 28, 512)]
+    assert chosen(tmp_path / "digits") == [("conv4", 28, 512)]
+    assert chosen(tmp_path / "digits", model="conv2") == [("conv2", 28, 512)]
+
+
+def test_operations_of_a_layer_are_counted_forward_and_backward() -> None:
+    dataset = dilute(open_source("mnist5k"), alpha=1, clean=20)
+    assert train.operations("perceptron", dataset) == 2 * (2 * 784 * 10)  # logits, and the gradient of the weights
+
+
+def test_a_peak_of_nothing_is_refused() -> None:
+    done = bench("train", "--peak-tflops", "0")
+    assert done.returncode == 2
+    assert done.stderr == "error: --peak-tflops 0.0; give a number above 0, such as 989 for an H100 in bf16\n"
 
 
 def test_a_process_runs_once_for_all_that_is_shown_of_it(tmp_path: Path) -> None:

@@ -201,7 +201,7 @@ def lay_out(tree: Path, folder: Path, threads: int) -> Data:
         own, own_shards = folder / "peer.beton", folder / "own"
         files = sorted((tree / "train").glob("*/*"))
         dataset_writer([str(file) for file in files], np.zeros(len(files), dtype=np.int64), own, threads)
-        _build(_encoded_anew(own, files, tree, folder / "tree"), own_shards, "ffcv")
+        write_shards(_encoded_anew(own, files, tree, folder / "tree"), own_shards, "ffcv")
     else:
         console.print("left out: loader ffcv and its peer; tools/setup says what FFCV lacks")
     if PEERS_PYTHON.exists():
@@ -217,12 +217,13 @@ def lay_out(tree: Path, folder: Path, threads: int) -> Data:
 def build_ours(tree: Path, folder: Path) -> tuple[Path, Path]:
     """Write the images of a tree into tars and into a beton."""
     tar, beton = folder / "tar", folder / "beton"
-    _build(tree, tar, "webdataset")
-    _build(tree, beton, "ffcv")
+    write_shards(tree, tar, "webdataset")
+    write_shards(tree, beton, "ffcv")
     return tar, beton
 
 
-def _build(tree: Path, out: Path, kind: str) -> None:
+def write_shards(tree: Path, out: Path, kind: str) -> None:
+    """Write the images of a tree as shards of one format."""
     source = open_source("imagenet", tree)
     made = plan_build(
         source, dilute(source, alpha=ALPHA), Options(format=kind, shard_images=SHARD_IMAGES, check="header")

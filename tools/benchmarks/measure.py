@@ -34,10 +34,12 @@ class Settings:
 
     Args:
         shards: Their own data; the stage's default if None.
-        model: For stage train.
-        batch: Examples a step.
+        model: For stage train; all of its own if empty.
+        batch: Examples a step; 0 leaves it to stage train.
         threads: For every variant.
         rounds: Times that each variant runs.
+        compile: Whether stage train also measures what torch compiles.
+        peak_tflops: What the device can do in the precision of training, for stage train; None if not known.
     """
 
     shards: Path | None
@@ -45,6 +47,8 @@ class Settings:
     batch: int
     threads: int
     rounds: int
+    compile: bool = False
+    peak_tflops: float | None = None
 
 
 class Timed(NamedTuple):
@@ -67,14 +71,14 @@ class Variant:
         name: ours/NAME, peer/NAME or limit/NAME; once for each unit.
         unit: What is counted, such as "labels/s"; "ms" for a duration; anything else is what `run` returns.
         run: Does the work once and returns how much it did; a duration counts 1.
-        against: The variant of the same unit that the table compares it with.
+        against: The variant of the same unit that the table compares it with, or several.
         prepare: Done before each round, outside the time.
     """
 
     name: str
     unit: str
     run: Callable[[], float | Timed]
-    against: str | None = None
+    against: str | tuple[str, ...] | None = None
     prepare: Callable[[], object] = lambda: None
 
 
@@ -137,10 +141,9 @@ def show(rows: list[dict[str, Any]], variants: list[Variant]) -> None:
     found = {(row["variant"], row["unit"]): row for row in rows}
     for variant in variants:
         row = found[variant.name, variant.unit]
-        compared = ""
-        if variant.against:
-            ratio = float(row["p50"]) / float(found[variant.against, variant.unit]["p50"])
-            compared = f"{ratio:.2f} × {variant.against}"
+        against = (variant.against,) if isinstance(variant.against, str) else variant.against or ()
+        ratios = ((float(row["p50"]) / float(found[name, variant.unit]["p50"]), name) for name in against)
+        compared = "\n".join(f"{ratio:.2f} × {name}" for ratio, name in ratios)
         spread = f"{float(row['p20']):,.4g} to {float(row['p80']):,.4g}"
         table.add_row(variant.name, f"{float(row['p50']):,.4g}", spread, variant.unit, compared)
     console.print(table)
