@@ -39,6 +39,31 @@ def test_models_have_the_layers_they_say(name: str, parameters: int) -> None:
     assert len(weights(build_model(name, (28, 28, 1), 10, seed=0))) == parameters
 
 
+@pytest.mark.parametrize("name", ["conv2", "conv4", "conv6"])
+def test_pooling_before_relu_is_pooling_after_it(name: str) -> None:
+    """Which is how the nets are described; to the bit, ties of equal pixels included."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 3, (8, 3, 16, 16), generator=generator).float()
+    found = []
+    for pool_last in (False, True):
+        net = build_model(name, (16, 16, 3), 5, seed=0)
+        assert isinstance(net, nn.Sequential)
+        nn.init.constant_(net[-1].weight, 0.01)  # it begins at zero and would let no gradient through
+        layers = list(net)
+        for at, layer in enumerate(layers[:-1]):
+            if pool_last and isinstance(layer, nn.MaxPool2d):
+                layers[at], layers[at + 1] = layers[at + 1], layer
+                assert isinstance(layers[at], nn.ReLU)
+        logits = nn.Sequential(*layers)(images)
+        (logits[:, 0] - logits[:, 1] ** 2).sum().backward()
+        found.append([logits, *(weight.grad for weight in net.parameters())])
+    for first, last in zip(*found, strict=True):
+        assert first is not None
+        assert last is not None
+        assert first.abs().sum() > 0
+        assert torch.equal(first, last)
+
+
 @pytest.mark.parametrize(
     ("name", "parameters"),
     [  # 3 channels, 10 classes; as the papers and their usual code have them
