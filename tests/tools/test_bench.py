@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
@@ -90,44 +91,72 @@ def test_a_stage_runs_and_shows_every_variant(stage: str) -> None:
 
 
 @pytest.mark.slow
-def test_stage_train_shows_every_variant() -> None:
-    done = bench("train", "--model", "conv4", "--batch", "16", "--rounds", "3", "--no-save", "--peak-tflops", "1")
-    assert done.returncode == 0, done.stderr
-    shown = [line.split("│")[1].strip() for line in done.stdout.splitlines() if line.startswith("│")]
-    assert [name for name in shown if name] == [
-        "limit/conv4-28px",
-        "ours/conv4-28px-loader",
-        "ours/conv4-28px-run",
-        "ours/conv4-28px-run-wait",
-        "ours/conv4-28px-run-mfu",
-        "ours/conv4-28px-histogram",
-        "peer/conv4-28px-pytorch",
-        "ours/save-resnet50",
-        "ours/save-conv4",
-    ]
-    assert "× limit/conv4-28px" in done.stdout
-    assert "× peer/conv4-28px-pytorch" in done.stdout
-
-
-@pytest.mark.slow
-def test_stage_train_measures_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("net", "more"),
+    [
+        (train.Net("conv4", 28, 16, 2), ["ours/conv4-28px-histogram"]),
+        (train.Net("conv2", 224, 4, 2), []),
+    ],
+)
+def test_stage_train_measures_what_bounds_a_run_and_its_peer(
+    net: train.Net, more: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(build, "IMAGES", 40)
     monkeypatch.setattr(train, "LOADER_S", 0.1)
-    train.data_of.cache_clear()
-    found = {}
-    for variant in train.of_net(train.Net("conv2", 224, 4, 2), Settings(None, "", 0, 2, 3)):
+    monkeypatch.setattr(train, "DEVICE", torch.device("cpu"))
+    train.data_of.cache_clear()  # before and after: the photos go with the folder
+    found: dict[str, float | measure.Timed] = {}
+    for variant in train.of_net(net, Settings(None, "", 0, 2, 3, peak_tflops=1)):
         variant.prepare()
         found[variant.name] = variant.run()
     train.data_of.cache_clear()
-    run, peer = found["ours/conv2-224px-run"], found["peer/conv2-224px-pytorch"]
+    name = f"{net.model}-{net.size_px}px"
+    run, peer = found[f"ours/{name}-run"], found[f"peer/{name}-pytorch"]
     assert isinstance(run, measure.Timed)
     assert isinstance(peer, measure.Timed)
-    assert run.amount == peer.amount == found["limit/conv2-224px"] == 2 * 4
+    assert run.amount == peer.amount == found[f"limit/{name}"] == net.steps * net.batch
     assert min(run.seconds, peer.seconds) > 0
-    waited = found["ours/conv2-224px-run-wait"]
+    waited, mfu = found[f"ours/{name}-run-wait"], found[f"ours/{name}-run-mfu"]
     assert isinstance(waited, float)
     assert 0 < waited < 1
+    shape = (net.size_px, net.size_px, 1 if net.size_px == 28 else 3)
+    num_classes = 10 if net.size_px == 28 else 20
+    assert mfu == pytest.approx(train.operations(net.model, shape, num_classes) * run.amount / run.seconds / 1e12)
+    assert list(found) == [
+        f"limit/{name}",
+        f"ours/{name}-loader",
+        f"ours/{name}-run",
+        f"ours/{name}-run-wait",
+        f"ours/{name}-run-mfu",
+        *more,
+        f"peer/{name}-pytorch",
+    ]
+
+
+@pytest.mark.slow
+def test_saving_is_measured_with_an_optimizer_that_has_stepped(monkeypatch: pytest.MonkeyPatch) -> None:
+    saved: list[int] = []
+    monkeypatch.setattr(train, "save", lambda run: saved.append(len(run.learner.optimizer.state)))
+    frac = train.save_time(train.Net("mlp1", 28, 2, 1)).run()
+    assert isinstance(frac, float)
+    assert 0 < frac < 0.01
+    assert saved == [4]  # weights and biases of two layers
+
+
+def test_a_row_is_compared_with_all_that_it_names(capsys: pytest.CaptureFixture[str]) -> None:
+    variants = [
+        Variant("ours/a", "items/s", lambda: 0, against=("limit/b", "peer/c")),
+        Variant("limit/b", "items/s", lambda: 0),
+        Variant("peer/c", "items/s", lambda: 0, against="limit/b"),
+    ]
+    rows = [
+        {"variant": name, "unit": "items/s", "p50": p50, "p20": p50, "p80": p50}
+        for name, p50 in (("ours/a", "6"), ("limit/b", "8"), ("peer/c", "2"))
+    ]
+    measure.show(rows, variants)
+    shown = capsys.readouterr().out
+    assert [shown.count(ratio) for ratio in ("0.75 × limit/b", "3.00 × peer/c", "0.25 × limit/b")] == [1, 1, 1]
 
 
 def test_stage_train_chooses_nets_by_what_is_asked_for(tmp_path: Path) -> None:
@@ -146,8 +175,9 @@ def test_stage_train_chooses_nets_by_what_is_asked_for(tmp_path: Path) -> None:
 
 
 def test_operations_of_a_layer_are_counted_forward_and_backward() -> None:
-    dataset = dilute(open_source("mnist5k"), alpha=1, clean=20)
-    assert train.operations("perceptron", dataset) == 2 * (2 * 784 * 10)  # logits, and the gradient of the weights
+    assert train.operations("perceptron", (28, 28, 1), 10) == 2 * (
+        2 * 784 * 10
+    )  # logits, and the gradient of the weights
 
 
 def test_a_peak_of_nothing_is_refused() -> None:

@@ -99,7 +99,7 @@ def variants(settings: Settings) -> list[Variant]:
     found = []
     for net in nets_of(settings):
         found += of_net(net, settings)
-    return [*found, *(_save(net) for net in SAVED)]
+    return [*found, *(save_time(net) for net in SAVED)]
 
 
 def nets_of(settings: Settings) -> list[Net]:
@@ -224,7 +224,7 @@ def _run(
     if DEVICE.type == "cuda":
         found.append(Variant(name, "MB", lambda: _peak_mb(run)))
     if settings.peak_tflops:
-        share = operations(net.model, dataset) / (settings.peak_tflops * 1e12)
+        share = operations(net.model, dataset.batch_shape, dataset.num_classes) / (settings.peak_tflops * 1e12)
         found.append(Variant(f"{name}-mfu", "frac", lambda: share * run.pace.totals()["speed/examples_per_s"]))
     return found
 
@@ -240,8 +240,8 @@ def _peer(name: str, net: Net, data: Path, settings: Settings) -> Variant:
     return Variant(name, "examples/s", lambda: Timed(script.found["images"], script.found["seconds"]), prepare=start)
 
 
-def _save(net: Net) -> Variant:
-    """Write the checkpoint of a net that has made a step: then the optimizer has its state."""
+def save_time(net: Net) -> Variant:
+    """Return the variant that writes the checkpoint of a net that has made a step: its optimizer has its state."""
     run, log = _open_run(net, data_of(net.size_px, None)[0])
     fit(run, log, Quiet(), stop=lambda: True)
 
@@ -298,10 +298,10 @@ def _open_run(net: Net, dataset: DilutedSet, *, method: str = "plain", compile: 
     return run, log
 
 
-def operations(model: str, dataset: DilutedSet) -> float:
-    """Count the operations of an example, forward and backward."""
-    net = build_model(model, dataset.batch_shape, dataset.num_classes, seed=0)
-    height, width, channels = dataset.batch_shape
+def operations(model: str, shape: tuple[int, int, int], num_classes: int) -> float:
+    """Count the operations of an example of shape (h, w, c), forward and backward."""
+    net = build_model(model, shape, num_classes, seed=0)
+    height, width, channels = shape
     with FlopCounterMode(display=False) as counter:
         net(torch.zeros(2, channels, height, width)).sum().backward()  # two: batch norm takes no fewer
     return counter.get_total_flops() / 2
