@@ -103,7 +103,7 @@ def fit(run: Run, log: Log | None, display: Display, stop: Callable[[], int]) ->
         clock.tick()
         if clock.passed(recipe.log_every):
             read_metrics(run, log)
-            display.show(clock, run.shown)
+        display.show(clock, run.shown)
         if clock.passed(recipe.eval_every):
             with run.pace.pausing():
                 evaluate_now(run, log)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from pipeline.console import console
 from train.clock import Clock
 from train.distributed import ALONE, World
 
+_BAR_EVERY_S: Final = 0.2
 _LINE_EVERY_S: Final = 10.0  # where there is no terminal
 
 
@@ -181,23 +183,25 @@ class Display:
             BarColumn(), TextColumn("{task.percentage:.0f} %  {task.fields[line]}"), console=console, transient=True
         )
         self.task = self.bar.add_task("", total=clock.total_examples, completed=clock.examples, line="")
-        self._line_at = 0.0
+        self._shown_at = -math.inf
         if console.is_terminal:
             self.bar.start()
 
     def show(self, clock: Clock, values: dict[str, float]) -> None:
-        """Show how far the run is.
+        """Show how far the run is; costs nothing if it was shown a moment ago.
 
         Args:
             clock: The run's.
             values: What was last read.
         """
-        line = progress_line(clock, values)
+        now = time.monotonic()
+        if not clock.finished and now - self._shown_at < (_BAR_EVERY_S if console.is_terminal else _LINE_EVERY_S):
+            return
+        self._shown_at, line = now, progress_line(clock, values)
         if console.is_terminal:
             self.bar.update(self.task, completed=clock.examples, line=line)
-        elif clock.finished or time.monotonic() - self._line_at >= _LINE_EVERY_S:
-            self._line_at = time.monotonic()
-            console.print(f"{clock.examples:,}/{clock.total_examples:,} examples  {line}", soft_wrap=True)
+        else:
+            console.print(f"{clock.examples:,}/{clock.total_examples:,} examples  {line}".rstrip(), soft_wrap=True)
 
     def close(self) -> None:
         """Leave the terminal clean."""
