@@ -1,5 +1,6 @@
 """The page on the large-dataset regime: its numbers are those of the product, and its commands run."""
 
+import math
 import re
 import shlex
 import signal
@@ -14,7 +15,7 @@ from calls import call
 from s3 import Server
 from torch.distributed.run import get_args_parser
 
-from pipeline.formats.tar import npy_header, write_shard
+from pipeline.formats.tar import BLOCK_BYTES, write_shard
 from pipeline.formats.types import Record
 from pipeline.loaders import RESIDENT_BYTES
 from pipeline.manifest import INDEX_DTYPE
@@ -33,14 +34,11 @@ PAGE = (ROOT / "train" / "LARGE.md").read_text(encoding="utf-8")
 NUM_IMAGES, NUM_TEST, IMAGE_BYTES, BATCH = 1_281_167, 50_000, 110_000, 1_024
 HELD_IN = train_images(NUM_IMAGES, Recipe.val_frac)
 ALPHAS = (5, 50)
+UNITS = {"": 1, "×": 1, "MB": 1e6, "GB": 1e9, "TB": 1e12}
 
 
 def recipe(method: str, alpha: int) -> Recipe:
     return recipe_for("imagenet", method, num_images=HELD_IN, num_copies=1 + alpha, batch=BATCH)
-
-
-def steps(of: Recipe) -> int:
-    return Clock(of.batch, of.examples, 1).total_examples // of.batch
 
 
 def record_bytes(folder: Path, num_noisy: int) -> int:
@@ -54,10 +52,18 @@ def record_bytes(folder: Path, num_noisy: int) -> int:
     return sizes[1] - sizes[0]
 
 
-def cells(name: str) -> list[str]:
-    """Return what the page says of α = 5 and α = 50."""
-    row = next(line for line in PAGE.splitlines() if line.startswith(f"| {name} |"))
-    return [cell.strip() for cell in row.strip("|").split("|")][2:]
+def table() -> list[tuple[str, str, list[str]]]:
+    """Return name, formula and what the page says of α = 5 and α = 50, line by line."""
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in PAGE.splitlines() if line[:1] == "|"]
+    return [(row[0], row[1], row[2:]) for row in rows if len(row) == 4 and row[1] not in ("formula", "---")]
+
+
+def value(formula: str, names: dict[str, float]) -> float:
+    """Compute a formula as it is written for people, who leave out the sign of multiplication."""
+    text = re.sub(r"(?<=\d),(?=\d)", "", formula)
+    text = re.sub(r"(?<=[\w)]) (?=[\w(⌈])", " * ", text)
+    text = text.replace("⌈", "ceil(").replace("⌉", ")").replace("²", "**2")
+    return float(eval(text, {"ceil": math.ceil}, names))
 
 
 def blocks(kind: str) -> list[str]:
@@ -68,69 +74,59 @@ def commands() -> list[list[str]]:
     return [shlex.split(line) for block in blocks("bash") for line in block.splitlines()]
 
 
-def both(form: str, *values: float) -> list[str]:
-    return [form.format(value) for value in values]
+@pytest.mark.parametrize("alpha", ALPHAS)
+def test_every_line_of_the_tables_follows_from_its_formula(alpha: int) -> None:
+    names: dict[str, float] = {"n": NUM_IMAGES, "m": HELD_IN, "B": BATCH, "α": alpha}
+    for name, formula, cells in table():
+        found = value(formula, names)
+        number, _, unit = cells[ALPHAS.index(alpha)].partition(" ")
+        decimals = len(number.partition(".")[2])
+        assert number == f"{found / UNITS[unit]:,.{decimals}f}", name
+        for kind in ("shown", "decoded"):  # what the lines below it begin with
+            if name.endswith(f"images {kind}"):
+                names["images" if kind == "shown" else "decoded"] = found
+    assert len(table()) == 25
 
 
-def test_the_sizes_of_the_page_are_those_of_the_formats(tmp_path: Path) -> None:
-    expanded, *shared = (record_bytes(tmp_path, alpha) for alpha in (0, *ALPHAS))
-    assert shared == [112_640, 112_640]
-    assert expanded == 111_616
-    assert cells("training shards, layout `shared`") == both("{:.1f} GB", *(size * NUM_IMAGES / 1e9 for size in shared))
-    rows = [expanded * NUM_IMAGES * (1 + alpha) / 1e9 for alpha in ALPHAS]
-    assert cells("training shards, layout `expanded`") == both("{:,.1f} GB", *rows)
-    assert cells("bytes of labels, two each") == both("{:.1f} MB", *(2 * alpha * NUM_IMAGES / 1e6 for alpha in ALPHAS))
-    index = INDEX_DTYPE.itemsize * NUM_IMAGES / 1e6
-    assert (INDEX_DTYPE.itemsize, cells("our index, mapped into memory")) == (28, both("{:.1f} MB", index, index))
-    assert [len(npy_header(alpha)) + 2 * alpha <= 512 for alpha in (192, 193)] == [True, False]
+@pytest.mark.parametrize("alpha", ALPHAS)
+def test_the_lengths_of_the_page_are_those_of_the_recipes(alpha: int) -> None:
+    said = {name: cells[ALPHAS.index(alpha)] for name, _, cells in table()}
+    for method in ("plain", "histogram"):
+        made = recipe(method, alpha)
+        assert said[f"`{method}`: images shown"] == f"{made.examples:,}"
+        assert said[f"`{method}`: steps"] == f"{Clock(BATCH, made.examples, 1).total_examples // BATCH:,}"
+        assert made.examples // made.eval_every == 30
+        assert (made.schedule, made.ema) == ("constant", 3)
+    assert said["30 evaluations: images"] == f"{30 * (NUM_TEST + NUM_IMAGES - HELD_IN + MEMORISED):,}"
+
+
+def test_the_numbers_of_the_text_are_those_of_the_product(tmp_path: Path) -> None:
+    expanded, *shared = (record_bytes(tmp_path, alpha) for alpha in (0, *ALPHAS, 192))
+    assert shared == [112_640] * 3
+    assert record_bytes(tmp_path, 193) > 112_640
+    formulas = {name: formula for name, formula, _ in table()}
+    assert formulas["training shards, layout `shared`"] == f"{shared[0]:,} n"
+    assert formulas["training shards, layout `expanded`"] == f"{expanded:,} n (1 + α)"
+    assert formulas["our index, mapped into memory"] == f"{INDEX_DTYPE.itemsize} n"
     block = BLOCK_IMAGES * shared[0] / 1e9
     for fact in (
+        f"n = {NUM_IMAGES:,} training images of {IMAGE_BYTES:,} bytes on average",
+        f"(`--val-frac {Recipe.val_frac}`), which\nleaves m = {HELD_IN:,} to train on; B = {BATCH:,}",
         f"{expanded * NUM_TEST / 1e9:.1f} GB ({expanded:,} bytes each, {NUM_TEST:,} of them)",
-        f"a window of {DEFAULT_WINDOW}\nblocks of 1,024 images ({DEFAULT_WINDOW * block:.1f} GB)",
+        "up to α = 192, so that α costs no disk",
+        f"rounded up to {-(-IMAGE_BYTES // BLOCK_BYTES) * BLOCK_BYTES:,}",
+        f"a window of {DEFAULT_WINDOW}\nblocks of {BLOCK_IMAGES:,} images ({DEFAULT_WINDOW * block:.1f} GB)",
         f"at 10,000 images/s that is {10_000 * IMAGE_BYTES / 1e9:.1f} GB/s",
         f"up to {3 * DEFAULT_WINDOW} blocks, {3 * DEFAULT_WINDOW * block:.1f} GB",
         f"{3 * block:.1f} GB with `--window 1`",
         f"images whole and keeps them: {BLOCK_IMAGES * 500 * 375 * 3 / 1e6:.0f} MB at 500 × 375 px",
-        f"at most {RESIDENT_BYTES >> 30} GiB of pixels",
         f"within {8 * BLOCK_IMAGES:,} examples, eight\nsteps of {BATCH:,}",
+        f"at most {RESIDENT_BYTES >> 30} GiB of pixels",
+        f"`--checkpoint-every` examples ({Recipe.checkpoint_every:,})",
+        f"`--keep {Recipe.keep}` of them stay",
+        f"{BATCH // 8} for each of eight",
     ):
         assert fact in PAGE, fact
-
-
-def test_the_lengths_of_the_page_are_those_of_the_recipes() -> None:
-    assert f"m = {HELD_IN:,}" in PAGE
-    assert cells("examples of the data set") == both("{:,}", *(NUM_IMAGES * (1 + alpha) for alpha in ALPHAS))
-    assert cells("examples in an epoch of `plain`") == both("{:,}", *(HELD_IN * (1 + alpha) for alpha in ALPHAS))
-    shown = {method: [recipe(method, alpha).examples for alpha in ALPHAS] for method in ("plain", "histogram")}
-    decoded = [shown["plain"][i] // (1 + alpha) * -(-(1 + alpha) // 8) for i, alpha in enumerate(ALPHAS)]
-    for method, images in shown.items():
-        assert cells(f"`{method}`: images shown") == both("{:,}", *images)
-        assert cells(f"`{method}`: steps") == both("{:,}", *(steps(recipe(method, alpha)) for alpha in ALPHAS))
-        for rate in (1_000, 10_000):
-            hours = [count / rate / 3600 for count in images]
-            assert cells(f"`{method}`: hours at {rate:,} images/s") == both("{:.1f}", *hours)
-        read = [IMAGE_BYTES * count / 1e12 for count in images]
-        assert cells(f"`{method}`: bytes of images read") == both("{:.1f} TB", *read)
-    reuse = "`plain --order passes --reuse 8`"
-    assert cells(f"{reuse}: images decoded") == both("{:,}", *decoded)
-    assert cells(f"{reuse}: bytes of images read") == both("{:.1f} TB", *(IMAGE_BYTES * n / 1e12 for n in decoded))
-    fewer = [plain / histogram for plain, histogram in zip(*shown.values(), strict=True)]
-    assert cells("`histogram` shows fewer images than `plain` by") == both("{:.1f} ×", *fewer)
-    assert {
-        recipe(method, alpha).examples // recipe(method, alpha).eval_every for method in shown for alpha in ALPHAS
-    } == {30}
-    evaluated = 30 * (NUM_TEST + NUM_IMAGES - HELD_IN + MEMORISED)
-    assert cells("30 evaluations: images") == both("{:,}", evaluated, evaluated)
-
-
-def test_the_batches_of_the_page_follow_from_its_formulas() -> None:
-    per_image = [BATCH / (1 + alpha) for alpha in ALPHAS]
-    assert cells("source labels in a batch of 1,024") == both("{:.1f}", *per_image)
-    assert cells("`histogram`: effective batch of 1,024") == both("{:.1f}", *per_image)
-    assert cells("`plain`: effective batch of 1,024") == both("{:.1f}", *(BATCH / (1 + alpha) ** 2 for alpha in ALPHAS))
-    worth = both("{:,}", *(32 * (1 + alpha) ** 2 for alpha in ALPHAS))
-    assert cells("`plain`: batch that is worth 32 clean examples") == worth
-    assert cells("`histogram`: batch that is worth 32 clean images") == both("{:,}", *(32 * (1 + a) for a in ALPHAS))
 
 
 @pytest.mark.parametrize(
