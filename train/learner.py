@@ -152,7 +152,8 @@ class Learner:
         """
         self.world = world
         if world.size > 1:
-            self._shared = DistributedDataParallel(self.net, broadcast_buffers=False)
+            self._shared = DistributedDataParallel(self.net)
+            self._shared.broadcast_buffers = False  # as an argument it is deprecated from torch 2.15 on
             self._trained = self._compile(self._shared)
 
     def logits(self, images: Float32[Tensor, "b c h w"]) -> Float32[Tensor, "b k"]:

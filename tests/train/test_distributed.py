@@ -92,7 +92,8 @@ def assert_close(run: Path, other: Path) -> None:
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes of world_checks.py wrote."""
     folder = tmp_path_factory.mktemp("world")
-    finish(torchrun(2, CHECKS, folder))
+    done = finish(torchrun(2, CHECKS, folder))
+    assert "Warning" not in done.stderr, done.stderr
     return folder
 
 
