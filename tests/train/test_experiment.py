@@ -176,7 +176,7 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_been(
     "given", [{}, {"accumulate": 2, "precision": "bf16", "method": "mixup"}], ids=["plain", "mixup"]
 )
 def test_measuring_the_noise_scale_changes_no_weight(tiny: DilutedSet, tmp_path: Path, given: dict[str, Any]) -> None:
-    given = {"model": "conv2", "ema": 3.0, **given}
+    given = {"model": "conv2", "ema": 3.0, "examples": 240, **given}
     run_experiment(recipe(**given), tiny, tmp_path / "plain")
     run_experiment(recipe(**given, measure="noise-scale"), tiny, tmp_path / "measured")
     for name in ("last.pt", "best.pt"):
@@ -218,9 +218,9 @@ def test_a_probe_sees_the_batch_of_the_logged_step_before_it_is_trained_on(
 
 
 def test_mixup_that_mixes_nothing_is_plain(tiny: DilutedSet, tmp_path: Path) -> None:
-    run_experiment(recipe(model="conv2"), tiny, tmp_path / "plain")
-    run_experiment(recipe(model="conv2", method="mixup", mixup_beta=0.0), tiny, tmp_path / "unmixed")
-    run_experiment(recipe(model="conv2", method="mixup"), tiny, tmp_path / "mixed")
+    run_experiment(recipe(model="conv2", examples=120), tiny, tmp_path / "plain")
+    run_experiment(recipe(model="conv2", examples=120, method="mixup", mixup_beta=0.0), tiny, tmp_path / "unmixed")
+    run_experiment(recipe(model="conv2", examples=120, method="mixup"), tiny, tmp_path / "mixed")
     assert same(weights(tmp_path / "plain"), weights(tmp_path / "unmixed"))
     assert not same(weights(tmp_path / "plain"), weights(tmp_path / "mixed"))
 
