@@ -33,12 +33,12 @@ class Adadelta(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Do one step."""
+        good = 1.0 if self.found_inf is None else 1.0 - self.found_inf
         for group in self.param_groups:
             for parameter in (each for each in group["params"] if each.grad is not None):
                 state = self.state[parameter]
                 if not state:
                     state["square_avg"], state["acc_delta"] = (torch.zeros_like(parameter) for _ in range(2))
-                good = 1.0 if self.found_inf is None else 1.0 - self.found_inf
                 gradient = torch.add(parameter.grad, parameter, alpha=group["weight_decay"])
                 if self.found_inf is not None:
                     gradient = torch.where(self.found_inf > 0, 0.0, gradient)

@@ -63,13 +63,15 @@ class Clock:
 
     def passed(self, every_examples: int) -> bool:
         """Say whether the step just counted reached or passed a multiple of `every_examples` (or the end)."""
-        before = self.examples - self.batch
-        return self.finished or self.examples // every_examples > before // every_examples
+        return self._crosses(self.examples - self.batch, every_examples)
 
     def passing(self, every_examples: int) -> bool:
         """Say whether the step at work, once counted, will have `passed` a multiple of `every_examples`."""
-        after = self.examples + self.batch
-        return after >= self.total_examples or after // every_examples > self.examples // every_examples
+        return self._crosses(self.examples, every_examples)
+
+    def _crosses(self, before: int, every_examples: int) -> bool:
+        after = before + self.batch
+        return after >= self.total_examples or after // every_examples > before // every_examples
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint keeps."""

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 import world_checks
+from calls import weights
 from torch import nn
 
 from train.distributed import World, joined
@@ -76,10 +77,6 @@ def wait_for_examples(run: Path, examples: int) -> None:
     while examples_done(run) < examples:
         assert time.monotonic() < until
         time.sleep(0.02)
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    return dict(torch.load(run / "last.pt", weights_only=True))
 
 
 def assert_close(run: Path, other: Path) -> None:

@@ -42,33 +42,40 @@ def partners(num_rows: int, device: torch.device) -> Int64[Tensor, " b"]:
     return (torch.arange(num_rows, device=device) ^ 1).clamp(max=num_rows - 1)
 
 
-def mixed(images: Float[Tensor, "b c h w"], weight: float) -> Float[Tensor, "b c h w"]:
+def mixed(images: Float[Tensor, "b c h w"], pairs: Int64[Tensor, " b"], weight: float) -> Float[Tensor, "b c h w"]:
     """Mix each image with its partner.
 
     Args:
         images: In the order of a batch.
+        pairs: What `partners` says.
         weight: Of the image itself, in [0, 1].
 
     Source: Zhang et al. 2018, section 2.
     """
-    return weight * images + (1 - weight) * images[partners(len(images), images.device)]
+    return weight * images + (1 - weight) * images[pairs]
 
 
 def mixup_loss(
-    logits: Float[Tensor, "b k"], labels: Int64[Tensor, " b"], weight: float, *, label_smoothing: float = 0.0
+    logits: Float[Tensor, "b k"],
+    labels: Int64[Tensor, " b"],
+    partner_labels: Int64[Tensor, " b"],
+    weight: float,
+    *,
+    label_smoothing: float = 0.0,
 ) -> Float[Tensor, ""]:
     """Weigh the cross-entropies with the labels of both images of a pair.
 
     Args:
         logits: Of mixed images.
         labels: One for each image, before it was mixed.
+        partner_labels: Those of their partners.
         weight: What `mixed` was given.
         label_smoothing: In [0, 1).
 
     Source: Zhang et al. 2018, section 2; cross-entropy is linear in its target.
     """
     own = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
-    other = F.cross_entropy(logits, labels[partners(len(labels), labels.device)], label_smoothing=label_smoothing)
+    other = F.cross_entropy(logits, partner_labels, label_smoothing=label_smoothing)
     return weight * own + (1 - weight) * other
 
 
@@ -91,9 +98,11 @@ class Mixup:
     def step(self, learner: Learner, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         """Train on one batch; accuracy is counted against the label with the larger weight."""
         weight = mixup_weight(self.seed, clock.step, beta=self.beta)
-        logits = learner.logits(mixed(batch.images, weight))
-        loss = mixup_loss(logits, batch.labels, weight, label_smoothing=self.label_smoothing)
+        pairs = partners(len(batch.labels), batch.labels.device)
+        partner_labels = batch.labels[pairs]
+        logits = learner.logits(mixed(batch.images, pairs, weight))
+        loss = mixup_loss(logits, batch.labels, partner_labels, weight, label_smoothing=self.label_smoothing)
         learner.update(loss, clock)
-        heavier = batch.labels if weight >= 0.5 else batch.labels[partners(len(batch.labels), batch.labels.device)]
+        heavier = batch.labels if weight >= 0.5 else partner_labels
         right = logits.detach().argmax(dim=1) == heavier
         return {"train/loss": loss.detach(), "train/top1_accuracy": right.float().mean()}
