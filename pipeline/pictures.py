@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Int64, UInt8
+from matplotlib import rc_context
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from numpy import ndarray as Array
@@ -19,7 +20,7 @@ from pipeline.dataset import DilutedSet, decode
 from pipeline.errors import DamagedImageError
 from pipeline.histograms import MAX_SHOWN, Histograms, class_name, cut
 
-__all__ = ["Figure", "heat_map", "sample_grid", "save"]
+__all__ = ["Figure", "heat_map", "picture_bytes", "sample_grid", "save"]
 
 DPI: Final = 100
 _MAX_NAMES: Final = 50  # class names that fit beside the heat map
@@ -34,14 +35,25 @@ _GREY: Final = "#6b7078"
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, whole or not at all."""
+    """Write a figure as PNG or SVG, by the path's suffix, whole or not at all."""
+    write_file(path, picture_bytes(figure, path.suffix[1:]))
+
+
+def picture_bytes(figure: Figure, kind: str) -> bytes:
+    """Return a figure as a PNG or SVG, of the same bytes whenever it is drawn.
+
+    Args:
+        figure: What is drawn.
+        kind: "png" or "svg".
+    """
     stream = BytesIO()
     with (
-        warnings.catch_warnings()
-    ):  # the font lacks some scripts: a box stands for the sign, the number names the class
+        warnings.catch_warnings(),  # the font lacks some scripts: a box stands for the sign, the number names the class
+        rc_context({"svg.hashsalt": "dilute"}),
+    ):
         warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
-        figure.savefig(stream, format="png", dpi=DPI)
-    write_file(path, stream.getvalue())
+        figure.savefig(stream, format=kind, dpi=DPI, metadata={"Date": None} if kind == "svg" else None)
+    return stream.getvalue()
 
 
 def heat_map(dataset: DilutedSet, histograms: Histograms) -> Figure:

@@ -54,6 +54,8 @@ def test_the_commands_of_the_readme_run(tmp_path: Path) -> None:
             words += shlex.split(SHORT)
         if words[0] == "tools/bench":
             words += ["--rounds", "3", "--no-save"]
+        if words[0] == "tools/reproduce":
+            words += ["--no-save"]
         if words[0].startswith("tools/"):
             words[0] = str(ROOT / words[0])
         done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-from pipeline.console import Argument, Exit, Option, console, run
+from pipeline.console import Argument, Exit, Option, UserError, console, run
 from pipeline.law_flags import (
     DeltaFlag,
     ForeignFlag,
@@ -96,10 +97,17 @@ def train(
         ),
     ] = True,
     batch: Annotated[
-        int | None,
-        Option(help="Examples a step (images for h_alpha, histogram) [default: the recipe's]"),
+        str | None,
+        Option(
+            help="Examples a step (images for h_alpha, histogram), or auto: as measured for this α "
+            "[default: the recipe's]",
+            metavar="N|auto",
+        ),
     ] = None,
-    lr: Annotated[float | None, Option(help="Peak learning rate [default: the recipe's]")] = None,
+    lr: Annotated[
+        str | None,
+        Option(help="Peak learning rate, or auto: as measured for this α [default: the recipe's]", metavar="RATE|auto"),
+    ] = None,
     optimizer: Annotated[
         str | None, Option(help="sgd (Nesterov, momentum 0.9), adamw, adadelta [default: the recipe's]")
     ] = None,
@@ -152,6 +160,13 @@ def train(
     compile: Annotated[
         bool, Option("--compile", help="Let torch compile the net; needs a C++ compiler or a GPU [default: off]")
     ] = False,
+    deterministic: Annotated[
+        bool,
+        Option(
+            "--deterministic",
+            help="The same bits from every run on a GPU too, at the cost of speed; on a CPU they are. [default: off]",
+        ),
+    ] = False,
     val_frac: Annotated[
         float | None,
         Option(help="Share of the training images held out for the noisy validation, in [0, 1) [default: 0.1]"),
@@ -190,7 +205,6 @@ def train(
 ) -> None:
     """Train a net on an α-diluted image data set."""
     from pipeline.dataset import DilutedSet
-    from pipeline.errors import UserError
     from train.data import open_data
     from train.distributed import joined
     from train.experiment import Stopped, run_experiment, show_result, train_images
@@ -237,19 +251,20 @@ def train(
             "window": window,
             "reuse": reuse,
             "resize": resize,
-            "batch": batch,
-            "lr": lr,
+            "batch": number_or_auto("--batch", batch, int),
+            "lr": number_or_auto("--lr", lr, float),
             "optimizer": optimizer,
             "weight_decay": weight_decay,
             "label_smoothing": label_smoothing,
             "mixup_beta": mixup_beta,
-            "accumulate": int(accumulate) if accumulate and accumulate.isdigit() else accumulate,
+            "accumulate": number_or_auto("--accumulate", accumulate, int),
             "ema": ema,
             "schedule": schedule,
             "examples": examples,
             "seed": seed,
             "precision": precision,
             "compile": compile or None,
+            "deterministic": deterministic or None,
             "val_frac": val_frac,
             "eval_every": eval_every,
             "log_every": log_every,
@@ -283,6 +298,26 @@ def train(
     show_result(result, title, folder)
     if save_confusion is not None:
         console.print(f"confusion matrix: {save_confusion}", soft_wrap=True)
+
+
+def number_or_auto(flag: str, text: str | None, kind: Callable[[str], float]) -> float | str | None:
+    """Read what stands behind a flag that takes a number or the word auto.
+
+    Args:
+        flag: Its name.
+        text: What was given.
+        kind: int or float.
+
+    Raises:
+        UserError: If it is neither.
+    """
+    if text is None or text == "auto":
+        return text
+    try:
+        return kind(text)
+    except ValueError:
+        whole = "a whole number" if kind is int else "a number"
+        raise UserError(f"{flag} {text}: give {whole}, or auto") from None
 
 
 def main() -> None:

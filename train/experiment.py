@@ -20,6 +20,7 @@ from pipeline.votes import expected_vote
 from train.checkpoint import load_state
 from train.clock import Clock
 from train.data import facts
+from train.determinism import determinism
 from train.distributed import ALONE, World
 from train.evaluate import best_by_noisy_validation, columns, confusion
 from train.learner import Learner, resolve_precision
@@ -85,6 +86,13 @@ def run_experiment(
         Stopped: If Ctrl-C or SIGTERM stopped it; `resume` goes on.
     """
     settle()
+    with determinism(recipe.deterministic):
+        return _run_experiment(recipe, dataset, folder, resume, save_confusion, world)
+
+
+def _run_experiment(
+    recipe: Recipe, dataset: DilutedSet, folder: Path, resume: bool, save_confusion: Path | None, world: World
+) -> dict[str, Any]:
     device = world.device()
     precision = world.together(lambda: resolve_precision(recipe.precision, device))
     recipe = dataclasses.replace(recipe, precision=precision)

@@ -55,6 +55,7 @@ class Recipe:
         warmup_frac: Share of the run in which the rate climbs from 0, in [0, 1).
         precision: One of `PRECISIONS`.
         compile: Let torch compile the net.
+        deterministic: Let GPUs compute the same bits in every run, at the cost of speed; CPUs always do.
         seed: Draws order, augmentation and initial weights.
         val_frac: Share of the training images held out for the noisy validation, in [0, 1).
         eval_every: Examples between evaluations.
@@ -96,6 +97,7 @@ class Recipe:
     warmup_frac: float = 0.05
     precision: str = "auto"
     compile: bool = False
+    deterministic: bool = False
     seed: int = 0
     val_frac: float = 0.1
     eval_every: int = 100_000

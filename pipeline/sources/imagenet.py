@@ -252,7 +252,7 @@ def _read_devkit(path: Path) -> _Devkit | None:
 
 
 def _parse_devkit(meta: bytes, truth: bytes, where: str) -> _Devkit:
-    from scipy.io import loadmat  # type: ignore[import-untyped]  # takes 0.1 s that the other layouts need not wait
+    from scipy.io import loadmat  # takes 0.1 s that the other layouts need not wait
 
     try:
         synsets = np.atleast_1d(loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"])

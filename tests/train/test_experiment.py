@@ -429,3 +429,26 @@ def test_the_held_out_part_is_the_end_of_the_class_balanced_order(tiny: DilutedS
     assert [train_images(120, frac) for frac in (0.0, 0.1, 0.25, 0.999)] == [120, 108, 90, 0]
     classes = tiny.train.source_labels[train_images(120, 0.1) :]
     assert sorted(classes.tolist()) == [label for label in range(4) for _ in range(3)]
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_a_run_computes_deterministically_where_its_recipe_says_so(
+    tiny: DilutedSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: bool
+) -> None:
+    seen: list[bool] = []
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    before_step(monkeypatch, "plain", 1, lambda: seen.append(torch.are_deterministic_algorithms_enabled()))
+    run_experiment(recipe(examples=24, deterministic=wanted), tiny, tmp_path / "run")
+    assert seen == [wanted]
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:.*deterministic")
+@pytest.mark.parametrize("method", METHODS)
+def test_two_deterministic_runs_on_a_gpu_end_with_the_same_bits(method: str, tmp_path: Path) -> None:
+    data = dilute(synthetic(num_train=500, num_test=40, height=28, width=28, channels=1, num_classes=4), alpha=3)
+    for name in ("first", "second"):
+        made = recipe(method=method, model="conv4", batch=100, examples=5_000, precision="bf16", deterministic=True)
+        run_experiment(made, data, tmp_path / name)
+    assert same(weights(tmp_path / "first"), weights(tmp_path / "second"))

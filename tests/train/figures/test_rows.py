@@ -1,0 +1,60 @@
+from math import isnan
+from pathlib import Path
+from typing import Any
+
+import pytest
+from figure_rows import row
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from train.figures.rows import best_curve, curve, mean_of, merge_rows, read_rows, where
+
+
+def test_rows_come_back_as_they_were_written(tmp_path: Path) -> None:
+    rows = [
+        row(delta=0.6, law="structured", order="reverse", versions="a, b", noisy_val_loss=2.29645),
+        row(seed=1, clean=4_000, top5_last=None, command="tools/reproduce fig1 --scale 'x y'"),
+    ]
+    merge_rows(tmp_path / "rows.csv", rows)
+    assert read_rows(tmp_path / "rows.csv") == rows
+    assert read_rows(tmp_path / "none.csv") == []
+
+
+def test_a_run_that_is_run_again_takes_the_place_of_its_old_row_and_of_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    others = [row(seed=1), row(alpha=5), row(lr=3e-3), row(experiment="fig9"), row(dataset="mnist"), row(delta=0.5)]
+    merge_rows(path, [row(top1_last=0.5, rate="candidate"), *others])
+    merge_rows(path, [row(top1_last=0.75, rate="chosen")])
+    assert read_rows(path) == [row(top1_last=0.75, rate="chosen"), *others]
+
+
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=6))
+def test_the_interval_of_a_mean_is_students(values: list[float]) -> None:
+    found = mean_of(values)
+    low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95) if len(set(values)) > 1 else (values[0],) * 2
+    assert (found.low, found.high) == (pytest.approx(low, abs=1e-9), pytest.approx(high, abs=1e-9))
+    assert found[3:] == (min(values), max(values), len(values))
+
+
+def test_one_seed_has_no_interval() -> None:
+    found = mean_of([0.5])
+    assert found.value == 0.5
+    assert isnan(found.low)
+    assert isnan(found.high)
+
+
+def test_a_curve_goes_up_in_x_over_all_seeds_and_leaves_out_what_was_not_measured() -> None:
+    rows = [row(alpha=20, top1_last=0.4), row(alpha=5, top1_last=0.6), row(alpha=5, seed=1, top1_last=0.8)]
+    found = curve([*rows, row(alpha=7, top1_last=None)])
+    assert [(at, mean.value, mean.n) for at, mean in found.items()] == [(5, pytest.approx(0.7), 2), (20, 0.4, 1)]
+    assert where(rows, alpha=5, seed=(1, 2)) == [rows[2]]
+
+
+def test_the_best_setting_is_that_of_the_lowest_noisy_validation_loss_over_all_seeds() -> None:
+    def runs(lr: float, losses: list[float], accuracy: float) -> list[dict[str, Any]]:
+        return [row(lr=lr, seed=s, noisy_val_loss=loss, top1_last=accuracy) for s, loss in enumerate(losses)]
+
+    rows = runs(1e-3, [2.0, 2.3], 0.9) + runs(3e-3, [2.1, 2.1], 0.1)  # the better on test, the lowest of one seed
+    (found,) = best_curve(rows, by=lambda each: each["lr"]).values()
+    assert {each["lr"] for each in found} == {3e-3}

@@ -1,0 +1,117 @@
+"""A self-contained HTML page: what the paper claims, what is known of its numbers, what we found."""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections import defaultdict
+from typing import Final
+
+from pipeline.pictures import picture_bytes
+from train.figures.draw import draw
+from train.figures.points import Figure
+from train.figures.rows import Row, mean_of
+
+STYLE: Final = """
+body { font: 15px/1.45 system-ui, sans-serif; color: #1f2328; max-width: 1100px; margin: 2em auto; padding: 0 1em; }
+table { border-collapse: collapse; margin: 1em 0; font-size: 13px; }
+th, td { border-bottom: 1px solid #d0d7de; padding: 4px 10px; text-align: left; vertical-align: top; }
+td.number { text-align: right; font-variant-numeric: tabular-nums; }
+img { max-width: 100%; }
+.holds { color: #1a7f37; } .not { color: #b3261e; } .part { color: #9a6700; } .run { color: #6b7078; }
+summary { cursor: pointer; }
+"""
+_CLASS: Final = {"holds": "holds", "does not hold": "not", "in part": "part", "not run": "run"}
+_SETTING: Final = [
+    "law",
+    "order",
+    "delta",
+    "foreign",
+    "alpha",
+    "clean",
+    "model",
+    "method",
+    "batch",
+    "lr",
+    "schedule",
+    "ema",
+    "examples",
+    "rate",
+]
+
+
+def page(figures: dict[str, tuple[Figure, list[Row]]]) -> str:
+    """Lay figures out as one page that needs no other file.
+
+    Args:
+        figures: By name, with the rows of their runs.
+    """
+    parts = [_section(name, figure, rows) for name, (figure, rows) in figures.items()]
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>Dilute: the paper\'s experiments</title>'
+        f"<style>{STYLE}</style></head><body><h1>Deep learning under massive label noise: the experiments</h1>"
+        "<p>Claims of Rolnick et al. 2017 (arXiv 1705.10694) beside our runs. Accuracy is top-1 on test images after "
+        "the last step, the mean over seeds with its range; nothing is chosen with test images. Bands in the pictures are "
+        "95 % confidence intervals of the mean (Student's t).</p>" + "\n".join(parts) + "</body></html>\n"
+    )
+
+
+def _section(name: str, figure: Figure, rows: list[Row]) -> str:
+    head = f'<h2 id="{name}">{name}: {html.escape(figure.title)}</h2><p>{html.escape(figure.protocol)}</p>'
+    if not rows:
+        return head + "<p>Not run.</p>" + _claims(figure, [])
+    told = {
+        name: ", ".join(sorted({row[name] for row in rows})) for name in ("device", "versions", "commit", "command")
+    }
+    facts = (
+        f"{len(rows)} runs, {sum(row['wall_s'] for row in rows) / 60:.0f} min in all; seeds "
+        f"{', '.join(map(str, sorted({row['seed'] for row in rows})))} (noise seed = training seed, drawn from by "
+        f"generators of their own); {told['device']}; {told['versions']}; commit {told['commit']}; {told['command']}"
+    )
+    picture = ""
+    if figure.panels or figure.fits is not None:
+        encoded = base64.b64encode(picture_bytes(draw(figure, rows), "png")).decode()
+        picture = f'<img alt="{html.escape(figure.title)}" src="data:image/png;base64,{encoded}">'
+    return head + picture + _claims(figure, rows) + f"<p>{html.escape(facts)}</p>" + _table(rows)
+
+
+def _claims(figure: Figure, rows: list[Row]) -> str:
+    if not figure.claims:
+        return ""
+    lines = []
+    for claim in figure.claims:
+        found = claim.check(rows)
+        cells = (claim.text, claim.known, found.ours)
+        lines.append(
+            "<tr>"
+            + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
+            + f'<td class="{_CLASS[found.verdict]}">{found.verdict}</td></tr>'
+        )
+    head = "".join(f"<th>{word}</th>" for word in ("claim", "the paper's number", "ours", "verdict"))
+    return f"<table><tr>{head}</tr>{''.join(lines)}</table>"
+
+
+def _table(rows: list[Row]) -> str:
+    groups: dict[tuple[object, ...], list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[tuple(row[name] for name in _SETTING)].append(row)
+    shown = [name for at, name in enumerate(_SETTING) if len({key[at] for key in groups}) > 1]
+    results = ("last", "range", "best by noisy validation", "oracle", "noisy validation loss", "vote", "n", "s a run")
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in (*shown, *results))
+    lines = []
+    for found in groups.values():
+        cells = [str(found[0][name] if found[0][name] is not None else "") for name in shown]
+        last = mean_of([row["top1_last"] for row in found])
+        cells += [f"{last.value:.4f}", f"{last.least:.4f} to {last.most:.4f}"]
+        for name in ("top1_best_noisy_val", "top1_best_test", "noisy_val_loss", "vote"):
+            values = [row[name] for row in found if row[name] is not None]
+            cells.append(f"{mean_of(values).value:.5f}" if values else "")
+        cells += [str(last.n), f"{mean_of([row['wall_s'] for row in found]).value:.0f}"]
+        lines.append("<tr>" + "".join(f'<td class="number">{html.escape(cell)}</td>' for cell in cells) + "</tr>")
+    common = ", ".join(
+        f"{name} {value}" for name in _SETTING if name not in shown and (value := rows[0][name]) not in (None, "")
+    )
+    return (
+        f"<details><summary>all {len(groups)} points</summary><p>Common to all: {html.escape(common)}</p>"
+        f"<table><tr>{head}</tr>{''.join(lines)}</table></details>"
+    )

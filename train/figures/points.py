@@ -1,0 +1,167 @@
+"""What a figure is made of: points to run, scales to run them at, panels to draw and claims to check."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, NamedTuple, TypeVar
+
+from train.figures.rows import Row
+
+Choice = TypeVar("Choice")
+AUTO_RATE: Final = "chosen"  # on the noisy validation split
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noise:
+    """Where the noisy labels of a point come from.
+
+    Args:
+        alpha: Noisy labels a clean one.
+        law: "uniform", "structured", "foreign" or "white".
+        order: Of the false classes under "structured".
+        delta: Degree of structure under "structured".
+        foreign: Name of the set whose images "foreign" shows.
+    """
+
+    alpha: int
+    law: str = "uniform"
+    order: str = ""
+    delta: float | None = None
+    foreign: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One cell of a grid; its seeds are its runs.
+
+    Args:
+        noise: Of its labels.
+        model: A net's name.
+        method: A method's name.
+        clean: Clean images to use, the held-out ones among them; None is all.
+        rate: A learning rate; "recipe" for the recipe's; `AUTO_RATE` for the best of the scale's on noisy validation.
+        settings: Other fields of `train.recipes.Recipe`.
+        uncut: Run as long as the recipe says, whatever the scale.
+    """
+
+    noise: Noise
+    model: str = "conv4"
+    method: str = "plain"
+    clean: int | None = None
+    rate: float | Literal["recipe", "chosen"] = "recipe"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    uncut: bool = False
+
+
+def key_of(point: Point) -> str:
+    """Name a point by all that it is but its learning rate."""
+    return json.dumps(dataclasses.asdict(dataclasses.replace(point, rate="recipe")), sort_keys=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """How much a figure may cost.
+
+    Args:
+        name: "smoke", "cpu" or "full".
+        seeds: Runs a point by default.
+        examples: (fewest, most) forward passes a run; what the recipe asks for is cut to this range.
+        rates: Candidates of a learning rate that is chosen.
+    """
+
+    name: str
+    seeds: int
+    examples: tuple[int, int | None]
+    rates: tuple[float, ...]
+
+    def pick(self, smoke: Choice, cpu: Choice, full: Choice) -> Choice:
+        """Return what is meant for this scale."""
+        return {"smoke": smoke, "cpu": cpu, "full": full}[self.name]
+
+
+SCALES: Final[dict[str, Scale]] = {
+    "smoke": Scale(name="smoke", seeds=1, examples=(1_024, 1_024), rates=(1e-3,)),
+    "cpu": Scale(name="cpu", seeds=3, examples=(60_000, 300_000), rates=(3e-4, 1e-3, 3e-3)),
+    "full": Scale(name="full", seeds=3, examples=(1_000_000, None), rates=(1e-4, 3e-4, 1e-3, 3e-3)),
+}
+
+
+class Finding(NamedTuple):
+    """What our runs say of a claim.
+
+    Args:
+        ours: Our numbers, for people.
+        verdict: "holds", "does not hold", "in part" or "not run".
+    """
+
+    ours: str
+    verdict: str
+
+
+NOT_RUN: Final = Finding("", "not run")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement of the paper, and how our rows are held against it.
+
+    Args:
+        text: What the paper says, in our words.
+        known: Its numbers as far as they are known, with where from.
+        check: Looks at the rows of the figure.
+    """
+
+    text: str
+    known: str
+    check: Callable[[list[Row]], Finding]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """One pair of axes: means over seeds against x, a line for each series, a band for their confidence.
+
+    Args:
+        y: Column of the rows that is drawn.
+        ylabel: With its unit.
+        x: Column on the x axis.
+        xlabel: With its unit.
+        series: Columns that tell the lines apart.
+        select: Takes the figure's rows to those that are drawn.
+        log: Axes with a logarithmic scale: "", "x", "y" or "xy".
+        references: Further lines: name, and y as a function of x and of the first y that is drawn.
+    """
+
+    y: str = "top1_last"
+    ylabel: str = "top-1 test accuracy, last"
+    x: str = "alpha"
+    xlabel: str = "noisy labels a clean one, α"
+    series: tuple[str, ...] = ("model",)
+    select: Callable[[list[Row]], list[Row]] = list
+    log: str = ""
+    references: Mapping[str, Callable[[float, float], float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """An experiment of the paper, or one of ours.
+
+    Args:
+        title: What it is about.
+        datasets: The one it runs on at scales smoke and cpu, and the one at full.
+        points: Makes the grid for a data set and a scale.
+        panels: What is drawn.
+        claims: What is held against the rows.
+        protocol: What a reader must know beyond the table: choices, deviations.
+        fits: x and y of points that a line is fitted to, by their names; of a figure without panels.
+    """
+
+    title: str
+    datasets: tuple[str, str]
+    points: Callable[[str, Scale], list[Point]]
+    panels: tuple[Panel, ...]
+    claims: tuple[Claim, ...]
+    protocol: str
+    fits: Callable[[list[Row]], dict[str, dict[int, float]]] | None = None

@@ -1,0 +1,189 @@
+"""The rows of finished runs: kept in a CSV file, averaged over seeds."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any, Final, NamedTuple, TypeAlias
+
+from scipy import stats
+
+from pipeline.atomic import write_file
+
+Row: TypeAlias = dict[str, Any]
+
+# What a run is, what came out of it, and where it ran.
+KEY: Final = [
+    "experiment",
+    "dataset",
+    "scale",
+    "law",
+    "order",
+    "delta",
+    "foreign",
+    "alpha",
+    "clean",
+    "model",
+    "method",
+    "batch",
+    "lr",
+    "schedule",
+    "ema",
+    "examples",
+    "log_every",
+    "noise_seed",
+    "seed",
+]
+FOUND: Final = [
+    "rate",
+    "top1_last",
+    "top1_last10",
+    "top1_best_noisy_val",
+    "top1_best_test",
+    "top5_last",
+    "noisy_val_loss",
+    "noisy_val_loss_se",
+    "wrong_labels_said",
+    "noise_scale",
+    "clean_noisy_cosine",
+    "vote",
+    "wall_s",
+    "device",
+    "versions",
+    "commit",
+    "command",
+]
+FIELDS: Final = [*KEY, *FOUND]
+_TEXT: Final = frozenset(
+    [
+        "experiment",
+        "dataset",
+        "scale",
+        "law",
+        "order",
+        "foreign",
+        "model",
+        "method",
+        "schedule",
+        "rate",
+        "device",
+        "versions",
+        "commit",
+        "command",
+    ]
+)
+_WHOLE: Final = frozenset(["alpha", "clean", "batch", "examples", "log_every", "noise_seed", "seed"])
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Read rows; no file is no rows. An empty cell is None."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return [{name: _value(name, row.get(name) or "") for name in FIELDS} for row in csv.DictReader(file)]
+
+
+def _value(name: str, text: str) -> Any:
+    if name in _TEXT:
+        return text
+    if not text:
+        return None
+    return int(text) if name in _WHOLE else float(text)
+
+
+def merge_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Add rows to a file; one of the same run takes the place of the old one.
+
+    Args:
+        path: A CSV file, or none yet.
+        rows: With all of `FIELDS`.
+    """
+    kept = {_key(row): row for row in (*read_rows(path), *rows)}
+    lines = [",".join(FIELDS), *(_line(row) for row in kept.values())]
+    write_file(path, ("\n".join(lines) + "\n").encode())
+
+
+def _key(row: Row) -> tuple[str, ...]:
+    return tuple(_cell(row[name]) for name in KEY)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _line(row: Row) -> str:
+    cells = [_cell(row[name]) for name in FIELDS]
+    return ",".join(f'"{cell}"' if "," in cell else cell for cell in cells)
+
+
+class Mean(NamedTuple):
+    """A mean over seeds.
+
+    Args:
+        value: The mean.
+        low: Lower end of its 95 % confidence interval (Student's t; nan for one seed).
+        high: Upper end.
+        least: Of the seeds.
+        most: Of the seeds.
+        n: How many seeds.
+    """
+
+    value: float
+    low: float
+    high: float
+    least: float
+    most: float
+    n: int
+
+
+def mean_of(values: Sequence[float]) -> Mean:
+    """Average over seeds.
+
+    Args:
+        values: At least one.
+    """
+    centre, n = fmean(values), len(values)
+    half = math.nan if n < 2 else float(stats.t.ppf(0.975, n - 1)) * stdev(values) / math.sqrt(n)
+    return Mean(centre, centre - half, centre + half, min(values), max(values), n)
+
+
+def where(rows: Iterable[Row], **wanted: Any) -> list[Row]:
+    """Return the rows whose columns have some values; a tuple stands for any of its values."""
+    kept = list(rows)
+    for name, value in wanted.items():
+        allowed = value if isinstance(value, tuple) else (value,)
+        kept = [row for row in kept if row[name] in allowed]
+    return kept
+
+
+def curve(rows: Iterable[Row], *, x: str = "alpha", y: str = "top1_last") -> dict[float, Mean]:
+    """Return the mean of y at every x, in ascending order of x; rows without one of them are left out."""
+    found: dict[float, list[float]] = defaultdict(list)
+    for row in rows:
+        if row[x] is not None and row[y] is not None:
+            found[row[x]].append(row[y])
+    return {at: mean_of(found[at]) for at in sorted(found)}
+
+
+def best_curve(rows: Iterable[Row], *, by: Callable[[Row], Any], x: str = "alpha") -> dict[float, list[Row]]:
+    """Return, for every x, the rows of the setting whose mean noisy validation loss is the lowest.
+
+    Args:
+        rows: With a noisy validation loss.
+        by: Names the setting of a row.
+        x: Column to go along.
+    """
+    groups: dict[float, dict[Any, list[Row]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        if row["noisy_val_loss"] is not None:
+            groups[row[x]][by(row)].append(row)
+    return {
+        at: min(groups[at].values(), key=lambda found: fmean(row["noisy_val_loss"] for row in found))
+        for at in sorted(groups)
+    }

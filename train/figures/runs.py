@@ -1,0 +1,345 @@
+"""Runs of a grid, one after the other or several at once; finished ones are read, stopped ones go on."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import multiprocessing
+import os
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Final
+
+from pipeline.console import console
+from pipeline.dataset import DilutedSet
+from pipeline.law_flags import law_from_flags
+from pipeline.sources import open_source
+from train.data import open_data
+from train.experiment import Stopped, run_experiment, train_images
+from train.figures.points import AUTO_RATE, Figure, Noise, Point, Scale, key_of
+from train.figures.rows import Row
+from train.recipes import Recipe, recipe_for
+
+VAL_FRAC: Final = 0.1
+LARGEST_SE: Final = 0.02  # of the noisy validation loss; above it the choice is that of ...
+CARRIED_ALPHA: Final = 10
+_EVALUATIONS: Final = 10  # of a run, so that the mean of the last ten is the mean of all
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where data and runs lie.
+
+    Args:
+        dataset: Name of the clean set.
+        out: Folder of the runs.
+        source: The user's own files of the set.
+        shards: Its shards, of which every point is a view.
+        foreign_source: The user's own files of the set that foreign noise shows.
+    """
+
+    dataset: str
+    out: Path
+    source: Path | None = None
+    shards: str | None = None
+    foreign_source: Path | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run.
+
+    Args:
+        place: Where it lies.
+        scale: What it may cost.
+        point: What it is.
+        rate: Its learning rate, or "recipe".
+        how: How that was found: "recipe", "given", "candidate", "chosen", "carried".
+        seed: Of noise and training; both are drawn from it by generators of their own.
+    """
+
+    place: Place
+    scale: Scale
+    point: Point
+    rate: float | str
+    how: str
+    seed: int
+
+
+def run_figure(
+    name: str, figure: Figure, place: Place, scale: Scale, *, seeds: int, processes: int, keep: Callable[[Row], None]
+) -> list[Row]:
+    """Run the grid of a figure.
+
+    Learning rates that are to be chosen come first: seed 0 of every candidate, the lowest loss on the noisy validation
+    split, which holds out a tenth of the images; where that loss has a standard error above `LARGEST_SE`, the rate
+    chosen at α = `CARRIED_ALPHA` for the same point is taken.
+
+    Args:
+        name: Of the figure; the rows carry it.
+        figure: What to run.
+        place: Where.
+        scale: At what cost.
+        seeds: Runs a point.
+        processes: Runs at once.
+        keep: Called with every row when its run is over.
+
+    Returns:
+        The rows of all points, candidates left out.
+
+    Raises:
+        UserError: If the data cannot be opened.
+        Stopped: If a signal came; what has run is kept.
+    """
+    points = figure.points(place.dataset, scale)
+    if any(point.noise.order in ("confusing", "reverse") for point in points):
+        measure_confusion(place, scale)
+
+    def run(jobs: list[Job]) -> Iterator[Row]:
+        for row in run_jobs(jobs, processes):
+            row |= {"experiment": name}
+            keep(row)
+            yield row
+
+    rates = _choose_rates([point for point in points if point.rate == AUTO_RATE], place, scale, run)
+    jobs = []
+    for number, point in enumerate(points):
+        rate, how = point.rate, "recipe" if point.rate == "recipe" else "given"
+        if point.rate == AUTO_RATE:
+            rate, how = rates[key_of(point)]
+        jobs += [(seed, number, Job(place, scale, point, rate, how, seed)) for seed in range(seeds)]
+    return [*run([job for _, _, job in sorted(jobs, key=lambda each: each[:2])])]  # a whole figure of one seed first
+
+
+def _choose_rates(
+    points: list[Point], place: Place, scale: Scale, run: Callable[[list[Job]], Iterator[Row]]
+) -> dict[str, tuple[float, str]]:
+    """Return the rate of every point and how it was found."""
+
+    def losses(wanted: list[Point]) -> dict[str, list[Row]]:
+        distinct = {key_of(point): point for point in wanted}
+        jobs = {
+            (key, rate): Job(place, scale, point, rate, "candidate", 0)
+            for key, point in distinct.items()
+            for rate in scale.rates
+        }
+        rows = {(row["point"], row["lr"]): row for row in run([*jobs.values()])}
+        return {key: [rows[key, rate] for rate in scale.rates] for key in distinct}
+
+    found = losses(points)
+    unsure = {
+        key_of(point): dataclasses.replace(point, noise=dataclasses.replace(point.noise, alpha=CARRIED_ALPHA))
+        for point in points
+        if min(row["noisy_val_loss_se"] for row in found[key_of(point)]) > LARGEST_SE
+    }
+    known = losses([point for point in unsure.values() if key_of(point) not in found]) | found
+    chosen = {}
+    for point in points:
+        key = key_of(point)
+        rows = known[key_of(unsure[key])] if key in unsure else found[key]
+        best = min(rows, key=lambda row: row["noisy_val_loss"])
+        chosen[key] = (best["lr"], "carried" if key in unsure else "chosen")
+    return chosen
+
+
+def run_jobs(jobs: list[Job], processes: int) -> Iterator[Row]:
+    """Run jobs and yield their rows as they end; each says how far the whole is.
+
+    Args:
+        jobs: In the order of their runs, where one runs at a time.
+        processes: Runs at once.
+
+    Raises:
+        Stopped: If a signal came.
+    """
+    done: list[Row] = []
+
+    def told(row: Row) -> Row:
+        done.append(row)
+        left_s = (len(jobs) - len(done)) * fmean(each["wall_s"] for each in done) / processes
+        eta = f", about {left_s / 60:.0f} min to go" if len(done) < len(jobs) else ""
+        console.print(f"{len(done)} of {len(jobs)}: {describe(row)}{eta}", highlight=False, soft_wrap=True)
+        return row
+
+    if processes == 1:
+        for job in jobs:
+            yield told(run_job(job))
+        return
+    share = str(max(1, len(os.sched_getaffinity(0)) // processes))
+    os.environ |= {"OMP_NUM_THREADS": share, "NUMBA_NUM_THREADS": share}  # read when a process imports torch and numba
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, mp_context=context) as pool:
+        futures = [pool.submit(run_apart, job) for job in jobs]
+        try:
+            for future in as_completed(futures):
+                row = future.result()
+                if isinstance(row, int):
+                    raise Stopped(row)
+                yield told(row)
+        finally:
+            for future in futures:
+                future.cancel()
+
+
+def run_apart(job: Job) -> Row | int:
+    """Run a job in a process of its own; the number of a signal stands for one that was stopped by it."""
+    try:
+        return run_job(job)
+    except Stopped as stopped:
+        return stopped.signal_number
+
+
+def run_job(job: Job) -> Row:
+    """Run a job, or read what it gave.
+
+    Raises:
+        Stopped: If a signal came.
+    """
+    dataset = open_point(job.place, job.point.noise, job.point.clean, job.seed)
+    recipe = recipe_of(job, dataset)
+    folder = job.place.out / folder_name(job, recipe)
+    if (folder / "result.json").exists():
+        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    else:
+        with quiet():
+            result = run_experiment(recipe, dataset, folder, resume=True)
+    return row_of(job, recipe, dataset, result, folder)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Let a run say nothing of its own."""
+    before, console.quiet = console.quiet, True
+    try:
+        yield
+    finally:
+        console.quiet = before
+
+
+def open_point(place: Place, noise: Noise, clean: int | None, seed: int) -> DilutedSet:
+    """Open the data of a point."""
+    foreign = open_source(noise.foreign, place.foreign_source) if noise.foreign else None
+    measured = noise.order in ("confusing", "reverse")
+    law = law_from_flags(
+        None if noise.law == "uniform" else noise.law,
+        delta=noise.delta,
+        order_of_classes=noise.order or None,
+        matrix=confusion_path(place) if measured else None,
+        foreign=foreign,
+        order_seed=seed,
+    )
+    return open_data(
+        place.dataset,
+        shards=place.shards,
+        alpha=noise.alpha,
+        law=law,
+        noise_seed=seed,
+        clean=clean,
+        source=place.source,
+        foreign=foreign,
+    )
+
+
+def recipe_of(job: Job, dataset: DilutedSet) -> Recipe:
+    """Return the recipe of a job: the method's own, its length cut to what the scale allows."""
+    point = job.point
+    given: dict[str, Any] = {
+        "num_images": train_images(dataset.formula.num_images, point.settings.get("val_frac", VAL_FRAC)),
+        "num_copies": 1 + point.noise.alpha,
+        "alpha": point.noise.alpha,
+        "noise_seed": job.seed,
+        "clean": point.clean,
+        "law": point.noise.law,
+        "shards": job.place.shards,
+        "source": job.place.source and str(job.place.source),
+        "model": point.model,
+        "seed": job.seed,
+        "val_frac": VAL_FRAC,
+        **({} if job.rate == "recipe" else {"lr": job.rate}),
+        **point.settings,
+    }
+    examples = recipe_for(job.place.dataset, point.method, **given).examples
+    if not point.uncut:
+        fewest, most = job.scale.examples
+        examples = min(max(examples, fewest), most or examples)
+    given = {"eval_every": max(1, examples // _EVALUATIONS), **given, "examples": examples}
+    return recipe_for(job.place.dataset, point.method, **given)
+
+
+def folder_name(job: Job, recipe: Recipe) -> str:
+    """Name the folder of a run: for people, and by everything that it depends on."""
+    facts = {"recipe": dataclasses.asdict(recipe), "noise": dataclasses.asdict(job.point.noise)}
+    digest = zlib.crc32(json.dumps(facts, sort_keys=True).encode())
+    words = (recipe.dataset, recipe.model, recipe.method, f"alpha{job.point.noise.alpha}", f"seed{job.seed}")
+    return "-".join((*words, f"{digest:08x}"))
+
+
+def row_of(job: Job, recipe: Recipe, dataset: DilutedSet, result: dict[str, Any], folder: Path) -> Row:
+    """Lay out what came out of a run."""
+    noise, accuracy, given = job.point.noise, result["top1_accuracy"], result["memorisation"]["given"]
+    row = {
+        "dataset": recipe.dataset,
+        "scale": job.scale.name,
+        **dataclasses.asdict(noise),
+        "clean": dataset.formula.num_images,
+        **{
+            name: getattr(recipe, name)
+            for name in ["model", "method", "batch", "lr", "schedule", "ema", "log_every", "seed"]
+        },
+        "examples": result["examples"],
+        "noise_seed": job.seed,
+        "rate": job.how,
+        **{f"top1_{name}": accuracy[name] for name in ("last", "last10")},
+        **{f"top1_{name}": accuracy[name] for name in ("best_noisy_val", "best_test")},
+        "top5_last": result["top5_accuracy"],
+        "noisy_val_loss": result["noisy_val_loss"],
+        "noisy_val_loss_se": result["noisy_val_loss_se"],
+        "wrong_labels_said": None if given is None or math.isnan(given) else given,  # no label is wrong
+        "vote": result["vote_baseline"],
+        "wall_s": result["wall_s"],
+        "point": key_of(job.point),
+    }
+    return {**row, **noise_scale_of(folder)}
+
+
+def noise_scale_of(folder: Path) -> dict[str, float | None]:
+    """Read the noise scale that a run measured, over all its probes, and the mean cosine of its gradients."""
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    probes = [row for row in map(json.loads, lines) if "noise_scale/trace" in row]
+    cosines = [row["noise_scale/clean_noisy_cosine"] for row in probes if "noise_scale/clean_noisy_cosine" in row]
+    return {
+        "noise_scale": probes[-1].get("noise_scale/simple_examples") if probes else None,
+        "clean_noisy_cosine": fmean(cosines) if cosines else None,
+    }
+
+
+def confusion_path(place: Place) -> Path:
+    """Return where the confusion matrix of a set lies."""
+    return place.out / f"{place.dataset}-confusion.csv"
+
+
+def measure_confusion(place: Place, scale: Scale) -> None:
+    """Measure how a net that learnt from clean labels confuses the classes of held-out training images."""
+    if confusion_path(place).exists():
+        return
+    job = Job(place, scale, Point(noise=Noise(alpha=0)), "recipe", "recipe", 0)
+    dataset = open_point(place, job.point.noise, None, 0)
+    recipe = recipe_of(job, dataset)
+    console.print("measuring the confusion matrix of a net trained on clean labels", highlight=False)
+    folder = place.out / folder_name(job, recipe)
+    run_experiment(recipe, dataset, folder, resume=True, save_confusion=confusion_path(place))
+
+
+def describe(row: Row) -> str:
+    """Say a run and its result in a line."""
+    noise = [row["law"], row["order"], row["foreign"], "" if row["delta"] is None else f"δ = {row['delta']:g}"]
+    words = [row["dataset"], f"α = {row['alpha']}", *(word for word in noise if word and word != "uniform")]
+    words += [f"{row['clean']:,} clean", row["model"], row["method"], f"batch {row['batch']}", f"lr {row['lr']:g}"]
+    rate = " (candidate)" if row["rate"] == "candidate" else ""
+    return f"{', '.join(words)}{rate}, seed {row['seed']}: {row['top1_last']:.1%} ({row['wall_s']:.0f} s)"
