@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from train.figures.points import AUTO_RATE, NOT_RUN, Claim, Figure, Finding, Noise, Panel, Point, Scale
+from train.figures.points import AUTO_RATE, NOT_RUN, VAL_FRAC, Claim, Figure, Finding, Noise, Panel, Point, Scale
 from train.figures.rows import Mean, Row, best_curve, curve, where
 
 SMALL_NETS: Final = ("perceptron", "mlp1", "mlp2", "mlp4", "conv4")
@@ -269,6 +269,7 @@ def batch_and_rate(dataset: str, scale: Scale) -> list[Point]:
         for batch in batches
         for rate in rates
         for point in _uniform(alphas, rate=rate, settings={"batch": batch}, **fields)
+        if batch <= (1 - VAL_FRAC) * (fields["clean"] or math.inf) * (1 + point.noise.alpha)
     ]
     return points + [p for method in ("h_alpha", "histogram") for p in _uniform(alphas, method=method, **fields)]
 

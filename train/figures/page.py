@@ -66,7 +66,7 @@ def _section(name: str, figure: Figure, rows: list[Row]) -> str:
     facts = (
         f"{len(rows)} runs, {sum(row['wall_s'] for row in rows) / 60:.0f} min in all; seeds "
         f"{', '.join(map(str, sorted({row['seed'] for row in rows})))} (noise seed = training seed, drawn from by "
-        f"generators of their own); {told['device']}; {told['versions']}; commit {told['commit']}; {told['command']}"
+        f"generators of their own); {', '.join([told['device'], told['versions'], 'commit ' + told['commit']])}; {told['command']}"
     )
     picture = ""
     if figure.panels or figure.fits is not None:

@@ -12,6 +12,7 @@ from train.figures.rows import Row
 
 Choice = TypeVar("Choice")
 AUTO_RATE: Final = "chosen"  # on the noisy validation split
+VAL_FRAC: Final = 0.1  # of the clean images, held out as that split
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,11 +22,11 @@ from pipeline.law_flags import law_from_flags
 from pipeline.sources import open_source
 from train.data import open_data
 from train.experiment import Stopped, run_experiment, train_images
-from train.figures.points import AUTO_RATE, Figure, Noise, Point, Scale, key_of
+from train.figures.points import AUTO_RATE, VAL_FRAC, Figure, Noise, Point, Scale, key_of
 from train.figures.rows import Row
+from train.methods import METHODS
 from train.recipes import Recipe, recipe_for
 
-VAL_FRAC: Final = 0.1
 LARGEST_SE: Final = 0.02  # of the noisy validation loss; above it the choice is that of ...
 CARRIED_ALPHA: Final = 10
 _EVALUATIONS: Final = 10  # of a run, so that the mean of the last ten is the mean of all
@@ -264,7 +264,11 @@ def recipe_of(job: Job, dataset: DilutedSet) -> Recipe:
         **({} if job.rate == "recipe" else {"lr": job.rate}),
         **point.settings,
     }
-    examples = recipe_for(job.place.dataset, point.method, **given).examples
+    own = recipe_for(job.place.dataset, point.method, **given)
+    images = given["num_images"]
+    shown = images if METHODS[point.method].stream == "images" else images * given["num_copies"]
+    given = {"batch": min(own.batch, shown), **given}  # a recipe's batch may be more than a few clean images make
+    examples = own.examples
     if not point.uncut:
         fewest, most = job.scale.examples
         examples = min(max(examples, fewest), most or examples)

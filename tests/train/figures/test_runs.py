@@ -132,7 +132,7 @@ def test_a_run_that_was_stopped_ends_the_grid_and_what_was_done_is_kept(
 def test_false_classes_are_ordered_by_a_net_that_learnt_from_clean_labels(tmp_path: Path) -> None:
     point = Point(noise=Noise(alpha=20, law="structured", order="confusing", delta=1.0), **FIELDS)
     rows, _ = run(tmp_path, point, dataclasses.replace(point, noise=dataclasses.replace(point.noise, order="reverse")))
-    matrix = [[float(cell) for cell in line.split(",")] for line in (tmp_path / "mnist5k-confusion.csv").open()]
+    matrix = [map(float, line.split(",")) for line in (tmp_path / "mnist5k-confusion.csv").read_text().splitlines()]
     assert sum(map(sum, matrix)) == 400  # a tenth of the 4,000 training images, none of the test images
     assert [row["order"] for row in rows] == ["confusing", "reverse"]
     assert rows[0]["noisy_val_loss"] != rows[1]["noisy_val_loss"]
