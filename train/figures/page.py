@@ -51,8 +51,8 @@ def page(figures: dict[str, tuple[Figure, list[Row]]]) -> str:
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>Dilute: the paper\'s experiments</title>'
         f"<style>{STYLE}</style></head><body><h1>Deep learning under massive label noise: the experiments</h1>"
         "<p>Claims of Rolnick et al. 2017 (arXiv 1705.10694) beside our runs. Accuracy is top-1 on test images after "
-        "the last step, the mean over seeds with its range; nothing is chosen with test images. Bands in the pictures are "
-        "95 % confidence intervals of the mean (Student's t).</p>" + "\n".join(parts) + "</body></html>\n"
+        "the last step, the mean over seeds with its range; nothing is chosen with test images. Bands in the pictures "
+        "are 95 % confidence intervals of the mean (Student's t).</p>" + "\n".join(parts) + "</body></html>\n"
     )
 
 
@@ -60,13 +60,12 @@ def _section(name: str, figure: Figure, rows: list[Row]) -> str:
     head = f'<h2 id="{name}">{name}: {html.escape(figure.title)}</h2><p>{html.escape(figure.protocol)}</p>'
     if not rows:
         return head + "<p>Not run.</p>" + _claims(figure, [])
-    told = {
-        name: ", ".join(sorted({row[name] for row in rows})) for name in ("device", "versions", "commit", "command")
-    }
+    columns = ("device", "versions", "commit", "command")
+    told = [", ".join(sorted({row[name] for row in rows})) for name in columns]
     facts = (
         f"{len(rows)} runs, {sum(row['wall_s'] for row in rows) / 60:.0f} min in all; seeds "
         f"{', '.join(map(str, sorted({row['seed'] for row in rows})))} (noise seed = training seed, drawn from by "
-        f"generators of their own); {', '.join([told['device'], told['versions'], 'commit ' + told['commit']])}; {told['command']}"
+        f"generators of their own); {'; '.join(told)}"
     )
     picture = ""
     if figure.panels or figure.fits is not None:

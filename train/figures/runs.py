@@ -5,11 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import multiprocessing
 import os
 import zlib
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +18,7 @@ from pipeline.console import console
 from pipeline.dataset import DilutedSet
 from pipeline.law_flags import law_from_flags
 from pipeline.sources import open_source
+from pipeline.workers import spread
 from train.data import open_data
 from train.experiment import Stopped, run_experiment, train_images
 from train.figures.points import AUTO_RATE, VAL_FRAC, Figure, Noise, Point, Scale, key_of
@@ -73,7 +72,7 @@ class Job:
 
 
 def run_figure(
-    name: str, figure: Figure, place: Place, scale: Scale, *, seeds: int, processes: int, keep: Callable[[Row], None]
+    name: str, figure: Figure, place: Place, scale: Scale, *, seeds: int, workers: int, keep: Callable[[Row], None]
 ) -> list[Row]:
     """Run the grid of a figure.
 
@@ -87,7 +86,7 @@ def run_figure(
         place: Where.
         scale: At what cost.
         seeds: Runs a point.
-        processes: Runs at once.
+        workers: Runs at once, each in a process of its own if there are several.
         keep: Called with every row when its run is over.
 
     Returns:
@@ -102,7 +101,7 @@ def run_figure(
         measure_confusion(place, scale)
 
     def run(jobs: list[Job]) -> Iterator[Row]:
-        for row in run_jobs(jobs, processes):
+        for row in run_jobs(jobs, workers):
             row |= {"experiment": name}
             keep(row)
             yield row
@@ -148,12 +147,12 @@ def _choose_rates(
     return chosen
 
 
-def run_jobs(jobs: list[Job], processes: int) -> Iterator[Row]:
+def run_jobs(jobs: list[Job], workers: int) -> Iterator[Row]:
     """Run jobs and yield their rows as they end; each says how far the whole is.
 
     Args:
         jobs: In the order of their runs, where one runs at a time.
-        processes: Runs at once.
+        workers: Runs at once, each in a process of its own if there are several.
 
     Raises:
         Stopped: If a signal came.
@@ -162,33 +161,23 @@ def run_jobs(jobs: list[Job], processes: int) -> Iterator[Row]:
 
     def told(row: Row) -> Row:
         done.append(row)
-        left_s = (len(jobs) - len(done)) * fmean(each["wall_s"] for each in done) / processes
+        left_s = (len(jobs) - len(done)) * fmean(each["wall_s"] for each in done) / workers
         eta = f", about {left_s / 60:.0f} min to go" if len(done) < len(jobs) else ""
         console.print(f"{len(done)} of {len(jobs)}: {describe(row)}{eta}", highlight=False, soft_wrap=True)
         return row
 
-    if processes == 1:
-        for job in jobs:
-            yield told(run_job(job))
-        return
-    share = str(max(1, len(os.sched_getaffinity(0)) // processes))
-    os.environ |= {"OMP_NUM_THREADS": share, "NUMBA_NUM_THREADS": share}  # read when a process imports torch and numba
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context) as pool:
-        futures = [pool.submit(run_apart, job) for job in jobs]
-        try:
-            for future in as_completed(futures):
-                row = future.result()
-                if isinstance(row, int):
-                    raise Stopped(row)
-                yield told(row)
-        finally:
-            for future in futures:
-                future.cancel()
+    if workers > 1:  # they read it when they import torch and numba
+        share = str(max(1, len(os.sched_getaffinity(0)) // workers))
+        os.environ |= {"OMP_NUM_THREADS": share, "NUMBA_NUM_THREADS": share}
+    with spread(None, workers) as run:
+        for found in run(_run_or_signal, jobs):
+            if isinstance(found, int):
+                raise Stopped(found)
+            yield told(found)
 
 
-def run_apart(job: Job) -> Row | int:
-    """Run a job in a process of its own; the number of a signal stands for one that was stopped by it."""
+def _run_or_signal(nothing: None, job: Job) -> Row | int:
+    """Run a job; the number of a signal stands for one that was stopped by it."""
     try:
         return run_job(job)
     except Stopped as stopped:

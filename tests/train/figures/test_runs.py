@@ -32,11 +32,11 @@ def uniform(alpha: int, **fields: Any) -> Point:
     return Point(noise=Noise(alpha=alpha), **{**FIELDS, **fields})
 
 
-def run(out: Path, *points: Point, seeds: int = 1, processes: int = 1) -> tuple[list[Row], list[Row]]:
+def run(out: Path, *points: Point, seeds: int = 1, workers: int = 1) -> tuple[list[Row], list[Row]]:
     """Return the rows that came back and all that were kept."""
     kept: list[Row] = []
     place = Place("mnist5k", out)
-    back = run_figure("x", figure(*points), place, SCALE, seeds=seeds, processes=processes, keep=kept.append)
+    back = run_figure("x", figure(*points), place, SCALE, seeds=seeds, workers=workers, keep=kept.append)
     return back, kept
 
 
@@ -60,7 +60,7 @@ def test_a_grid_is_run_seed_by_seed_and_read_the_second_time(tmp_path: Path, mon
 def test_several_processes_find_what_one_does(tmp_path: Path) -> None:
     points = [uniform(alpha, rate=AUTO_RATE) for alpha in (0, 2)]
     alone, _ = run(tmp_path / "one", *points)
-    shared, _ = run(tmp_path / "two", *points, processes=2)
+    shared, _ = run(tmp_path / "two", *points, workers=2)
     assert facts(sorted(shared, key=lambda row: row["alpha"])) == facts(alone)
 
 
@@ -120,7 +120,7 @@ def test_a_run_that_was_stopped_ends_the_grid_and_what_was_done_is_kept(
             Place("mnist5k", tmp_path),
             SCALE,
             seeds=1,
-            processes=1,
+            workers=1,
             keep=kept.append,
         )
     assert [row["alpha"] for row in kept] == [0]
