@@ -60,7 +60,9 @@ def train(
             "[default: conv4; cifar_resnet18 for CIFAR, resnet18 for photos]"
         ),
     ] = None,
-    method: Annotated[str, Option(help="plain, h_alpha (oracle: reads the clean labels), histogram, mixup")] = "plain",
+    method: Annotated[
+        str, Option(help="plain, h_alpha (oracle: reads the clean labels), histogram, marginal, mixup")
+    ] = "plain",
     loader: Annotated[
         str,
         Option(
@@ -99,7 +101,7 @@ def train(
     batch: Annotated[
         str | None,
         Option(
-            help="Examples a step (images for h_alpha, histogram), or auto: as measured for this α "
+            help="Examples a step (images for h_alpha, histogram, marginal), or auto: as measured for this α "
             "[default: the recipe's]",
             metavar="N|auto",
         ),
@@ -146,7 +148,7 @@ def train(
     ] = None,
     examples: Annotated[
         int | None,
-        Option(help="Length of the run in examples (images for h_alpha, histogram) [default: the recipe's]"),
+        Option(help="Length of the run in examples (images for h_alpha, histogram, marginal) [default: the recipe's]"),
     ] = None,
     epochs: Annotated[
         float | None, Option(help="Length of the run in passes over the data, in place of --examples [default: none]")

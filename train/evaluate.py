@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from typing import Final, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float32, Int64
+from jaxtyping import Float, Float32, Int64
 from numpy import ndarray as Array
 from torch import Tensor
 from torch.nn import functional as F
@@ -64,13 +64,19 @@ def image_scores(
     return right, -F.log_softmax(logits, dim=1).gather(1, labels).mean(dim=1)
 
 
-def evaluate(learner: Predictor, batches: Iterable[Batch], noise: Formula | None = None) -> Scores:
+def evaluate(
+    learner: Predictor,
+    batches: Iterable[Batch],
+    noise: Formula | None = None,
+    noisy_logits: Callable[[Float[Tensor, "b k"]], Float[Tensor, "b k"]] = lambda logits: logits,
+) -> Scores:
     """Score a net on images that are each seen once.
 
     Args:
         learner: The net.
         batches: Images with their source labels; rows are image ids.
         noise: Score against all labels of each image under this formula, instead of its source label.
+        noisy_logits: Turns logits into those of what is scored against.
     """
     device = learner.device
     sums = torch.zeros(5, dtype=torch.float64, device=device)  # images, right, among the first five, loss, loss²
@@ -80,7 +86,7 @@ def evaluate(learner: Predictor, batches: Iterable[Batch], noise: Formula | None
             if noise is not None:
                 source = batch.labels.cpu().numpy().astype("uint16")
                 labels = torch.from_numpy(noise.all_labels(batch.rows.numpy(), source).astype("int64"))
-            logits, labels = logits_of(batch.images), labels.to(device)
+            logits, labels = noisy_logits(logits_of(batch.images)), labels.to(device)
             right, loss = (x.double() for x in image_scores(logits, labels))
             first = (logits > logits.gather(1, labels[:, :1])).sum(dim=1) < TOP
             count = torch.tensor(len(loss), dtype=torch.float64, device=device)

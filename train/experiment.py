@@ -144,9 +144,9 @@ def _training(recipe: Recipe, dataset: DilutedSet, learner: Learner) -> tuple[Me
     held_in = held_out_images(recipe, dataset).start
     if not held_in:
         raise UserError(f"val_frac {recipe.val_frac} holds all {dataset.formula.num_images} images out; lower it")
-    law = dataset.formula.law.name
-    if METHODS[recipe.method].uses_clean_labels and law != "uniform":
-        raise UserError(f"{recipe.method} is defined for law uniform, this data set's is {law}; give another --method")
+    law, wanted = dataset.formula.law.name, METHODS[recipe.method].only_law
+    if wanted not in (None, law):
+        raise UserError(f"{recipe.method} is defined for law {wanted}, this data set's is {law}; give another --method")
     method = METHODS[recipe.method](
         Setting(
             num_classes=dataset.num_classes,

@@ -185,7 +185,8 @@ def evaluate_now(run: Run, log: Log | None) -> None:
         row |= {"memorisation/given": given, "memorisation/true": true}
     if run.noisy_val is not None:
         formula = run.dataset.formula
-        noisy = evaluate(run.learner, run.noisy_val, None if formula.law.adds_images else formula)
+        noise = None if formula.law.adds_images else formula
+        noisy = evaluate(run.learner, run.noisy_val, noise, run.method.noisy_logits)
         row |= {"eval/noisy_val_loss": noisy.loss, "eval/noisy_val_loss_se": noisy.loss_se}
     if log is not None:
         log.write(run.clock, row)

@@ -237,6 +237,11 @@ def h_alpha_recipe(num_images: int, num_copies: int) -> dict[str, Any]:
     return histogram_recipe(num_images, num_copies)
 
 
+def marginal_recipe(num_images: int, num_copies: int) -> dict[str, Any]:
+    """The histogram's recipe; not tuned apart from it."""
+    return histogram_recipe(num_images, num_copies)
+
+
 def mixup_recipe(num_images: int, num_copies: int) -> dict[str, Any]:
     """The plain recipe, with pairs of examples mixed; not tuned apart from it."""
     return plain_recipe(num_images, num_copies)
@@ -246,6 +251,7 @@ _RECIPES: Final = {
     "plain": plain_recipe,
     "h_alpha": h_alpha_recipe,
     "histogram": histogram_recipe,
+    "marginal": marginal_recipe,
     "mixup": mixup_recipe,
 }
 

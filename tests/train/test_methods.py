@@ -1,3 +1,4 @@
+import math
 from typing import Any, cast
 
 import pytest
@@ -9,12 +10,14 @@ from scipy.stats import kstest
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.errors import UserError
 from pipeline.types import Batch
 from train.clock import Clock
 from train.learner import Learner
 from train.methods import METHODS, Setting
 from train.methods.h_alpha import h_alpha_targets
 from train.methods.histogram import histogram_targets
+from train.methods.marginal import marginal_loss
 from train.methods.mixup import mixup_weight, partners
 
 NO_ROWS = torch.zeros(0, dtype=torch.int64)
@@ -132,7 +135,7 @@ def test_metrics_are_the_loss_and_the_share_of_labels_predicted(method: str) -> 
         method, images, labels[:, 0] if METHODS[method].stream == "examples" else labels, num_classes=2, alpha=2
     )
     predicted = int(probe.net(images)[0].argmax())  # all images are black: one prediction
-    counted = labels if method == "histogram" else labels[:, :1]
+    counted = labels if method in ("histogram", "marginal") else labels[:, :1]
     assert metrics["train/top1_accuracy"].item() == pytest.approx((counted == predicted).double().mean().item())
     assert torch.equal(metrics["train/loss"], probe.loss)
     assert not metrics["train/loss"].requires_grad
@@ -205,3 +208,52 @@ def test_weights_of_mixup_depend_on_seed_and_step_alone() -> None:
     # Frozen: a run goes on with the weights that it began with.
     assert drawn[0, 0] == pytest.approx(0.4552149771444412)
     assert drawn[0, 1] == pytest.approx(0.40724472100543074)
+
+
+def likelihood(labels: list[int], k: int, num_classes: int) -> float:
+    """Of an image's labels, if any one of them is k's and all others are uniform."""
+    return sum((label == k) * num_classes ** (1.0 - len(labels)) for label in labels) / len(labels)
+
+
+@given(classes=st.integers(2, 6), copies=st.integers(1, 5), seed=st.integers(0, 1000))
+def test_marginal_is_the_likelihood_of_labels_of_which_one_is_right(classes: int, copies: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, classes, (3, copies), generator=generator)
+    logits = torch.randn((3, classes), generator=generator, dtype=torch.float64).requires_grad_()
+    prior = logits.detach().softmax(dim=1)
+    joint = prior * torch.tensor([[likelihood(row, k, classes) for k in range(classes)] for row in labels.tolist()])
+    loss = marginal_loss(logits, histogram_targets(labels, num_classes=classes).double())
+    constant = math.log(classes) * (1 - copies)  # of the uniform ones
+    torch.testing.assert_close(
+        loss + 0, -joint.sum(dim=1).log().mean() + constant, rtol=0, atol=1e-6
+    )  # float32 targets
+    (found,) = torch.autograd.grad(loss, logits)
+    torch.testing.assert_close(found, (prior - joint / joint.sum(dim=1, keepdim=True)) / 3, rtol=0, atol=1e-6)
+
+
+def test_marginal_without_noise_is_plain() -> None:
+    images, labels = torch.randn(6, 1, 4, 4, dtype=torch.float64), torch.randint(0, 3, (6, 1))
+    plain, _ = stepped("plain", images, labels[:, 0], num_classes=3, alpha=0)
+    marginal, _ = stepped("marginal", images, labels, num_classes=3, alpha=0)
+    torch.testing.assert_close(gradient(marginal), gradient(plain), rtol=0, atol=1e-12)
+
+
+def test_marginal_knows_nothing_of_the_place_of_the_right_label() -> None:
+    images, labels = torch.randn(6, 1, 4, 4, dtype=torch.float64), torch.randint(0, 3, (6, 5))
+    there, _ = stepped("marginal", images, labels, num_classes=3, alpha=4)
+    turned, _ = stepped("marginal", images, labels.flip(1), num_classes=3, alpha=4)
+    assert torch.equal(gradient(there), gradient(turned))
+
+
+@given(classes=st.integers(2, 20), alpha=st.integers(0, 200), seed=st.integers(0, 100))
+def test_what_a_net_says_of_classes_becomes_what_it_says_of_labels(classes: int, alpha: int, seed: int) -> None:
+    logits = 5 * torch.randn((4, classes), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    made = METHODS["marginal"](Setting(num_classes=classes, alpha=alpha))
+    expected = (logits.softmax(dim=1) + alpha / classes) / (1 + alpha)
+    torch.testing.assert_close(made.noisy_logits(logits).exp(), expected, rtol=1e-6, atol=0)
+    assert METHODS["plain"](Setting(num_classes=classes, alpha=alpha)).noisy_logits(logits) is logits
+
+
+def test_marginal_has_no_labels_to_smooth() -> None:
+    with pytest.raises(UserError, match=r"label_smoothing 0\.1 .*another --method"):
+        METHODS["marginal"](Setting(num_classes=3, alpha=2, label_smoothing=0.1))

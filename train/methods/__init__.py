@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from train.methods.h_alpha import HAlpha
 from train.methods.histogram import Histogram
+from train.methods.marginal import Marginal
 from train.methods.mixup import Mixup
 from train.methods.plain import Method, Plain, Setting
 
 __all__ = ["METHODS", "Method", "Setting"]
 
-METHODS: dict[str, type[Method]] = {"plain": Plain, "h_alpha": HAlpha, "histogram": Histogram, "mixup": Mixup}
+METHODS: dict[str, type[Method]] = {
+    "plain": Plain,
+    "h_alpha": HAlpha,
+    "histogram": Histogram,
+    "marginal": Marginal,
+    "mixup": Mixup,
+}

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from pipeline.types import Batch
 from train.clock import Clock
 from train.learner import Learner
-from train.methods.plain import Setting
+from train.methods.plain import Method, Setting
 
 
 def h_alpha_targets(labels: Int64[Tensor, " b"], *, alpha: float, num_classes: int) -> Float32[Tensor, "b k"]:
@@ -32,15 +32,15 @@ def h_alpha_targets(labels: Int64[Tensor, " b"], *, alpha: float, num_classes: i
     return targets / (1 + alpha)
 
 
-class HAlpha:
+class HAlpha(Method):
     """Cross-entropy against `h_alpha_targets` of copy 0, the source label."""
 
     stream: ClassVar[Literal["examples", "images"]] = "images"
     uses_clean_labels: ClassVar[bool] = True
+    only_law: ClassVar[str | None] = "uniform"
 
     def __init__(self, setting: Setting) -> None:
         self.label_smoothing = setting.label_smoothing
-        self.num_labels = 1
         self.num_classes = setting.num_classes
         self.alpha = setting.alpha
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from pipeline.types import Batch
 from train.clock import Clock
 from train.learner import Learner
-from train.methods.plain import Setting
+from train.methods.plain import Method, Setting
 
 
 def histogram_targets(labels: Int64[Tensor, "b a"], *, num_classes: int) -> Float32[Tensor, "b k"]:
@@ -35,11 +35,10 @@ def histogram_targets(labels: Int64[Tensor, "b a"], *, num_classes: int) -> Floa
     return counts / labels.shape[1]
 
 
-class Histogram:
+class Histogram(Method):
     """Cross-entropy against `histogram_targets`: 1+α labels for the price of one forward and backward pass."""
 
     stream: ClassVar[Literal["examples", "images"]] = "images"
-    uses_clean_labels: ClassVar[bool] = False
 
     def __init__(self, setting: Setting) -> None:
         self.label_smoothing = setting.label_smoothing

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
-
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
@@ -14,7 +12,7 @@ from kernels.philox import MIXUP, word
 from pipeline.types import Batch
 from train.clock import Clock
 from train.learner import Learner
-from train.methods.plain import Setting
+from train.methods.plain import Method, Setting
 
 
 def mixup_weight(seed: int, step: int, *, beta: float) -> float:
@@ -79,19 +77,15 @@ def mixup_loss(
     return weight * own + (1 - weight) * other
 
 
-class Mixup:
+class Mixup(Method):
     """`mixup_loss` of `mixed` images.
 
     Source: Zhang et al. 2018; its section 3.4 finds large Beta parameters ("e.g. 8 or 32") to resist corrupted labels.
         The recipe's 8 is this project's choice between the two.
     """
 
-    stream: ClassVar[Literal["examples", "images"]] = "examples"
-    uses_clean_labels: ClassVar[bool] = False
-
     def __init__(self, setting: Setting) -> None:
         self.label_smoothing = setting.label_smoothing
-        self.num_labels = 1
         self.beta = setting.mixup_beta
         self.seed = setting.seed
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol, runtime_checkable
+from typing import ClassVar, Literal
 
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -32,36 +34,38 @@ class Setting:
     seed: int = 0
 
 
-@runtime_checkable
-class Method(Protocol):
+class Method(ABC):
     """One training step; knows nothing of optimizers, precision or schedules.
 
     Attributes:
         stream: What a batch holds: examples, or images with the labels of all their copies.
         uses_clean_labels: Whether it is an oracle; every table says so.
+        only_law: The law that it is defined for; None for any.
         num_labels: Labels that one row of a batch brings to the loss.
     """
 
-    stream: ClassVar[Literal["examples", "images"]]
-    uses_clean_labels: ClassVar[bool]
-    num_labels: int
-
-    def __init__(self, setting: Setting) -> None: ...
-
-    def step(self, learner: Learner, batch: Batch, clock: Clock) -> dict[str, Tensor]:
-        """Train on one batch; return metrics that stay on the device."""
-        ...
-
-
-class Plain:
-    """Cross-entropy with one label an example."""
-
     stream: ClassVar[Literal["examples", "images"]] = "examples"
     uses_clean_labels: ClassVar[bool] = False
+    only_law: ClassVar[str | None] = None
+    num_labels: int = 1
+
+    @abstractmethod
+    def __init__(self, setting: Setting) -> None: ...
+
+    @abstractmethod
+    def step(self, learner: Learner, batch: Batch, clock: Clock) -> dict[str, Tensor]:
+        """Train on one batch; return metrics that stay on the device."""
+
+    def noisy_logits(self, logits: Float[Tensor, "b k"]) -> Float[Tensor, "b k"]:
+        """Turn the net's logits into those of a noisy label: the same, unless the net predicts the class behind it."""
+        return logits
+
+
+class Plain(Method):
+    """Cross-entropy with one label an example."""
 
     def __init__(self, setting: Setting) -> None:
         self.label_smoothing = setting.label_smoothing
-        self.num_labels = 1
 
     def step(self, learner: Learner, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         """Train on one batch."""

@@ -177,7 +177,7 @@ def test_schedules_are_compared_by_the_best_batch_of_each() -> None:
     assert check(best("constant", 512, 128)) == Finding("", "not run")
 
 
-def test_the_moonshot_is_a_claim_about_histogram() -> None:
+def test_the_moonshot_is_a_claim_about_methods_that_know_no_clean_label() -> None:
     rows = [row(alpha=50, method="histogram", top1_last=0.89), row(alpha=50, method="h_alpha", top1_last=0.97)]
     assert verdicts("massive", rows) == ["does not hold"]
     assert verdicts("massive", [row(alpha=50, method="histogram", top1_last=0.9)]) == ["holds"]
