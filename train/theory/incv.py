@@ -1,0 +1,115 @@
+"""The numbers that iterative noisy cross-validation and its Co-teaching derive from the noise ratio."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+from pipeline.errors import UserError
+from pipeline.laws.law import check_share
+
+_ERRORS: Final = 2  # standard errors to each side: an interval that holds the true accuracy 95 times in 100
+_WIDEST: Final = 0.1  # noise ratios that fit an accuracy, from the first to the last
+
+
+def estimate_noise_ratio(accuracy: float, *, num_classes: int, num_examples: int) -> float:
+    """Return the noise ratio ε at which symmetric noise has this accuracy: (1-ε)² + ε²/(K-1), solved for ε.
+
+    What the estimate is wrong by, besides chance:
+
+    - Nets stay below the law, so that it is a little too large: K = 10 and the paper's measured accuracies of .61, .26
+      and .108 give .22, .52 and .82 where ε is .2, .5 and .8.
+    - Under asymmetric noise it is too small, because such labels are easier to agree with: ε = .4 has an accuracy of
+      .52 by the law and gives .29; the paper's measured .46 gives .33.
+
+    Near chance the curve is flat and an accuracy says nothing about ε. Under α-dilution the accuracy exceeds chance by
+    (K-1)/K / (1+α)², which must stand out of a standard error that falls with √n: at K = 10 that takes 7,100 examples
+    for α = 10, 86,000 for α = 20 and 46 million for α = 100.
+
+    Args:
+        accuracy: Share of examples whose prediction equals their noisy label; the net must not have seen these labels.
+        num_classes: K, at least 2.
+        num_examples: n, how many examples the accuracy was measured on, at least 1.
+
+    Returns:
+        ε in [0, (K-1)/K); a larger ratio has the accuracy of a smaller one.
+
+    Raises:
+        UserError: If the accuracy is out of range, within two standard errors of chance, or so uncertain that ratios
+            more than 0.1 apart fit it.
+
+    Source: Chen et al. 2019 (INCV), section on the algorithm; Wilson 1927 for the interval of the accuracy.
+    Deviates: the authors' code takes the first of .001, .002, … whose accuracy is not above the measured one, and
+        refuses nothing: at chance it returns (K-1)/K. Here the prediction is one class, not the first k.
+    """
+    check_share("accuracy", accuracy, below_one=False)
+    below, above = _interval(accuracy, num_examples)
+    least, most = _inverse(above, num_classes), _inverse(below, num_classes)
+    if below <= 1 / num_classes or most - least > _WIDEST:
+        raise UserError(
+            f"accuracy {accuracy:.4g} against the noisy labels of {num_examples:,} examples of {num_classes} classes "
+            f"fits every noise ratio from {least:.2f} to {most:.2f}: the curve is flat near {1 / num_classes:.4g}, "
+            "which is chance, and so few examples are uncertain; give the rate, or measure on more"
+        )
+    return _inverse(accuracy, num_classes)
+
+
+def _interval(accuracy: float, num_examples: int) -> tuple[float, float]:
+    """Return the accuracies that are within `_ERRORS` standard errors of their own from the measured one."""
+    squares = _ERRORS**2 / num_examples
+    centre = accuracy + squares / 2
+    width = math.sqrt(squares * (accuracy * (1 - accuracy) + squares / 4))
+    return (centre - width) / (1 + squares), (centre + width) / (1 + squares)
+
+
+def _inverse(accuracy: float, num_classes: int) -> float:
+    """Solve the symmetric law for the noise ratio; at or below chance, it is that of no signal at all."""
+    signal = math.sqrt(max(0.0, (accuracy * num_classes - 1) / (num_classes - 1)))
+    return (1 - signal) * (num_classes - 1) / num_classes
+
+
+def remove_ratio(noise_ratio: float) -> float:
+    """Return how many examples of the largest loss are removed for each one that is selected, ε/(1-ε), at most 2.
+
+    Args:
+        noise_ratio: ε in [0, 1).
+
+    Raises:
+        UserError: If the ratio is out of range.
+
+    Source: Chen et al. 2019 (INCV), section on the algorithm.
+    """
+    check_share("noise ratio", noise_ratio, below_one=True)
+    return min(2.0, noise_ratio / (1 - noise_ratio))
+
+
+def selected_noise_ratio(noise_ratio: float, *, num_targets: int) -> float:
+    """Return the share of wrong labels among selected examples, ε²/(ε² + c(1-ε)²): one minus the label precision.
+
+    Args:
+        noise_ratio: ε of all examples, in [0, 1).
+        num_targets: c, as for `flip_law`: K - 1 for symmetric noise, 1 for asymmetric noise.
+
+    Raises:
+        UserError: If the ratio is out of range.
+
+    Source: Chen et al. 2019 (INCV), ε_S of the modified Co-teaching.
+    """
+    check_share("noise ratio", noise_ratio, below_one=True)
+    wrong = noise_ratio**2
+    return wrong / (wrong + num_targets * (1 - noise_ratio) ** 2)
+
+
+def kept_of_batch(num_selected: int, *, selected_noise: float, epoch: float, ramp_epochs: float = 10) -> int:
+    """Return how many examples of smallest loss one net keeps for the other.
+
+    Args:
+        num_selected: Selected examples in the batch, at least 1; candidates that join it do not count.
+        selected_noise: What `selected_noise_ratio` says.
+        epoch: Epochs trained so far; the share that is forgotten grows with them.
+        ramp_epochs: Until it is `selected_noise`, above 0.
+
+    Source: Chen et al. 2019 (INCV), modified Co-teaching; Han et al. 2018 for the ramp.
+    Deviates: at least one is kept; a mean over none would be nan.
+    """
+    return max(1, round(num_selected * (1 - selected_noise * min(1.0, epoch / ramp_epochs))))

@@ -1,0 +1,157 @@
+"""Which examples small-loss selection takes, class by class, and under which noise small losses are right labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import numpy as np
+from jaxtyping import Float64, Int64
+from numpy import ndarray as Array
+
+from pipeline.errors import UserError
+from pipeline.laws.law import check_share
+
+GAMMAS: Final[dict[str, Callable[[float], float]]] = {
+    "smallest": lambda spread: 1.0,
+    "middle": lambda spread: (1 + spread) / 2,
+    "largest": lambda spread: spread,
+}
+"""γ by the spread z of classes: the smallest keeps the prior's proportions, the largest leaves no class short."""
+
+_ROUNDING: Final = 1e-6  # of an example: (1 - 0.2)(1 - 0.81) · 4,500 is 683.9999999999999 as a float, and 684 on paper
+
+
+def observed_noise_rates(transition: Float64[Array, "k k"], prior: Float64[Array, " k"]) -> Float64[Array, " k"]:
+    """Return the share of wrong labels among the examples that carry each label; nan for a label that none carries.
+
+    Args:
+        transition: T, row = true class, column = label.
+        prior: Share of each true class.
+
+    Source: Bayes' rule.
+    """
+    with np.errstate(invalid="ignore"):
+        rates: Float64[Array, " k"] = 1 - prior * np.diagonal(transition) / (prior @ transition)
+    return rates
+
+
+def kept_shares(noise_rates: Float64[Array, " k"], *, beta: float = 0.2) -> Float64[Array, " k"]:
+    """Return the share of the examples of each observed class to keep, max(1-(1+β)η, (1-β)(1-η)).
+
+    Args:
+        noise_rates: η, share of wrong labels among the examples that carry each label, in [0, 1).
+        beta: How much less than all right labels to keep, in [0, 1].
+
+    Raises:
+        UserError: If a rate or beta is out of range.
+
+    Source: Gui et al. 2021 (RSL), prop(i).
+    """
+    check_share("beta", beta, below_one=False)
+    bad = np.flatnonzero(~((noise_rates >= 0) & (noise_rates < 1)))
+    if len(bad):
+        raise UserError(f"the noise rate of label {bad[0]} is {noise_rates[bad[0]]:.6g}; give a number in [0, 1)")
+    return np.maximum(1 - (1 + beta) * noise_rates, (1 - beta) * (1 - noise_rates))
+
+
+def kept_counts(
+    noise_rates: Float64[Array, " k"],
+    counts: Int64[Array, " k"],
+    prior: Float64[Array, " k"],
+    *,
+    beta: float = 0.2,
+    gamma: str = "middle",
+) -> Int64[Array, " k"]:
+    """Return how many examples of each observed class to keep: those of smallest mean loss within the class.
+
+    The share of a class, min(γ p m, prop · n), where m is the least of prop · n / p over classes: classes of which much
+    could be kept are cut towards the prior p.
+
+    Args:
+        noise_rates: η, as for `kept_shares`.
+        counts: n, examples that carry each label.
+        prior: p, share of each true class, above 0.
+        beta: As for `kept_shares`.
+        gamma: One of `GAMMAS`.
+
+    Raises:
+        UserError: If a value is out of range, or a class would keep no example.
+
+    Source: Gui et al. 2021 (RSL), num(i).
+    Deviates: the authors' code rounds down what a float left just below a whole number, and loses one example a class
+        at two of their five rates of uniform noise. It uses num(i) for structured noise alone; where n and η are the
+        same in every class, as there, num(i) is prop · n.
+    """
+    if gamma not in GAMMAS:
+        raise UserError(f"unknown gamma '{gamma}'; the gammas are: {', '.join(GAMMAS)}")
+    candidates = kept_shares(noise_rates, beta=beta) * counts
+    _refuse_empty(candidates, counts)
+    relative = candidates / prior
+    most = GAMMAS[gamma](float(relative.max() / relative.min())) * prior * relative.min()
+    kept = np.minimum(most, candidates)
+    _refuse_empty(kept, counts)
+    whole: Int64[Array, " k"] = np.floor(kept + _ROUNDING).astype(np.int64)
+    return whole
+
+
+def _refuse_empty(kept: Float64[Array, " k"], counts: Int64[Array, " k"]) -> None:
+    empty = np.flatnonzero(kept + _ROUNDING < 1)
+    if len(empty):
+        label = empty[0]
+        raise UserError(
+            f"label {label} would keep none of its {counts[label]:,} examples, and a net would never learn it; "
+            "give more examples or a lower noise rate"
+        )
+
+
+def loss_margins(transition: Float64[Array, "k k"]) -> Float64[Array, " k"]:
+    """Return how far a net's probabilities may be off before wrong labels get smaller losses than right ones.
+
+    For label i that is (T_ii - max over j ≠ i of T_ji) / 2: a right label has the probability T_ii under a net that
+    fits the noise, a wrong one T_ji. Under α-dilution with uniform labels it is 1/(2(1+α)).
+
+    Args:
+        transition: T, row = true class, column = label.
+
+    Source: Gui et al. 2021 (RSL), theorem 2.
+    """
+    margins: Float64[Array, " k"] = (np.diagonal(transition) - _off_diagonal(transition).max(axis=0)) / 2
+    return margins
+
+
+def failed_conditions(transition: Float64[Array, "k k"]) -> list[str]:
+    """Return what of T contradicts the conditions of small-loss selection, for a warning; nothing if they hold.
+
+    T_ii must exceed every other entry of its row, or the net that fits the noise best predicts another class, and every
+    other entry of its column, or images of another class have losses as small under that label.
+
+    Args:
+        transition: T, row = true class, column = label.
+
+    Returns:
+        One line a failing row and one a failing column, each with the largest entry in the way.
+
+    Source: Gui et al. 2021 (RSL), lemma 2 and theorem 1.
+    """
+    right, others = np.diagonal(transition), _off_diagonal(transition)
+    rows, columns = others.argmax(axis=1), others.argmax(axis=0)
+    lines = [
+        f"class {i}: label {j} is as likely as its own ({transition[i, j]:.4g} against {right[i]:.4g}), "
+        f"so that the best net predicts {j} for it"
+        for i, j in enumerate(rows)
+        if others[i, j] >= right[i]
+    ]
+    return lines + [
+        f"label {j}: images of class {i} carry it as often as its own ({transition[i, j]:.4g} against {right[j]:.4g}), "
+        "so that their losses are as small"
+        for j, i in enumerate(columns)
+        if others[i, j] >= right[j]
+    ]
+
+
+def _off_diagonal(transition: Float64[Array, "k k"]) -> Float64[Array, "k k"]:
+    """Return T with a diagonal that no maximum takes."""
+    others = transition.copy()
+    np.fill_diagonal(others, -np.inf)
+    return others
