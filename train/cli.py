@@ -61,7 +61,11 @@ def train(
         ),
     ] = None,
     method: Annotated[
-        str, Option(help="plain, h_alpha (oracle: reads the clean labels), histogram, marginal, mixup")
+        str,
+        Option(
+            help="plain, h_alpha (oracle: reads the clean labels), histogram, marginal (one label of an image is right), "
+            "mixup, forward (knows the noise law)"
+        ),
     ] = "plain",
     loader: Annotated[
         str,

@@ -151,6 +151,7 @@ def _training(recipe: Recipe, dataset: DilutedSet, learner: Learner) -> tuple[Me
         Setting(
             num_classes=dataset.num_classes,
             alpha=dataset.formula.alpha,
+            law=dataset.formula.law,
             label_smoothing=recipe.label_smoothing,
             mixup_beta=recipe.mixup_beta,
             seed=recipe.seed,

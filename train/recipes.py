@@ -247,12 +247,18 @@ def mixup_recipe(num_images: int, num_copies: int) -> dict[str, Any]:
     return plain_recipe(num_images, num_copies)
 
 
+def forward_recipe(num_images: int, num_copies: int) -> dict[str, Any]:
+    """The plain recipe, with the prediction seen through the noise; not tuned apart from it."""
+    return plain_recipe(num_images, num_copies)
+
+
 _RECIPES: Final = {
     "plain": plain_recipe,
     "h_alpha": h_alpha_recipe,
     "histogram": histogram_recipe,
     "marginal": marginal_recipe,
     "mixup": mixup_recipe,
+    "forward": forward_recipe,
 }
 
 

@@ -91,6 +91,8 @@ def test_a_second_run_into_a_folder_needs_resume_which_shows_the_result(
         (["mnist5k", "--precision", "int8"], ["int8", "bf16"]),
         (["mnist5k", "--mixup-beta", "2"], ["mixup_beta", "2.0", "plain"]),
         (["mnist5k", "--method", "mixup", "--mixup-beta", "-2"], ["mixup_beta", "-2.0", "0 or more"]),
+        (["mnist5k", "--method", "forward", "--label-smoothing", "0.1"], ["label_smoothing 0.1", "forward"]),
+        (["mnist5k", "--method", "forward", "--law", "white"], ["forward", "law white", "another --method"]),
         (["mnist5k", "--measure", "width"], ["width", "noise-scale"]),
         (["mnist5k", "--measure", "noise-scale", "--method", "histogram"], ["noise-scale", "histogram", "plain"]),
         (["mnist5k", "--log-every", "0"], ["log_every", "0"]),

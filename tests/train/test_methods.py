@@ -1,6 +1,7 @@
 import math
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -10,11 +11,14 @@ from scipy.stats import kstest
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kernels.labels import MAX_TABLE_CLASSES
 from pipeline.errors import UserError
+from pipeline.laws import Given, Law, Matrix, Pair, StoredArray, Symmetric, Uniform, White
 from pipeline.types import Batch
 from train.clock import Clock
 from train.learner import Learner
 from train.methods import METHODS, Setting
+from train.methods.forward import forward_loss
 from train.methods.h_alpha import h_alpha_targets
 from train.methods.histogram import histogram_targets
 from train.methods.marginal import marginal_loss
@@ -251,9 +255,98 @@ def test_what_a_net_says_of_classes_becomes_what_it_says_of_labels(classes: int,
     made = METHODS["marginal"](Setting(num_classes=classes, alpha=alpha))
     expected = (logits.softmax(dim=1) + alpha / classes) / (1 + alpha)
     torch.testing.assert_close(made.noisy_logits(logits).exp(), expected, rtol=1e-6, atol=0)
+    forward = METHODS["forward"](Setting(num_classes=classes, alpha=alpha))
+    torch.testing.assert_close(forward.noisy_logits(logits).exp(), expected, rtol=1e-5, atol=0)  # T is in float32
     assert METHODS["plain"](Setting(num_classes=classes, alpha=alpha)).noisy_logits(logits) is logits
 
 
 def test_marginal_has_no_labels_to_smooth() -> None:
     with pytest.raises(UserError, match=r"label_smoothing 0\.1 .*another --method"):
         METHODS["marginal"](Setting(num_classes=3, alpha=2, label_smoothing=0.1))
+
+
+def noisy(num_classes: int, seed: int, *, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw logits, a matrix with entries of 0, and labels that it may give to some class."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = 5 * torch.randn(8, num_classes, generator=generator, dtype=dtype)
+    matrix = torch.rand(num_classes, num_classes, generator=generator, dtype=dtype)
+    matrix = torch.where(matrix > 0.5, matrix, 0) + torch.eye(num_classes, dtype=dtype)
+    labels = torch.randint(0, num_classes, (8,), generator=generator)
+    return logits.requires_grad_(), matrix / matrix.sum(dim=1, keepdim=True), labels
+
+
+@given(classes=st.integers(2, 20), seed=st.integers(0, 1000))
+def test_forward_is_the_likelihood_of_labels_under_the_prediction_seen_through_the_matrix(
+    classes: int, seed: int
+) -> None:
+    logits, matrix, labels = noisy(classes, seed)
+    loss = forward_loss(logits, labels, matrix.log())
+    plainly = F.nll_loss((logits.softmax(dim=1) @ matrix).log(), labels)
+    torch.testing.assert_close(loss, plainly, rtol=1e-10, atol=1e-10)
+    (ours,), (theirs,) = (torch.autograd.grad(each, logits) for each in (loss, plainly))
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+    # Each gradient is the prediction less what it becomes by Bayes' rule once the label is known.
+    given_label = logits.softmax(dim=1) * matrix.T[labels]
+    bayes = given_label / given_label.sum(dim=1, keepdim=True)
+    torch.testing.assert_close(ours, (logits.softmax(dim=1) - bayes) / len(labels), rtol=1e-9, atol=1e-12)
+
+
+def test_forward_stays_finite_where_probabilities_underflow() -> None:
+    logits = torch.tensor([[200.0, 0.0, 0.0], [0.0, 200.0, 0.0]], requires_grad=True)
+    matrix = torch.tensor([[0.5, 0.5, 0.0], [0.5, 0.5, 0.0], [0.0, 0.0, 1.0]])
+    loss = forward_loss(logits, torch.tensor([2, 2]), matrix.log())
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert loss.item() == pytest.approx(200)  # e^-200 is 0 in float32
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+    assert logits.grad.abs().max() == pytest.approx(0.5)
+
+
+def test_forward_without_noise_is_plain() -> None:
+    images, labels = pairs(6)
+    plain, _ = stepped("plain", images, labels, num_classes=4, alpha=0)
+    for law in (Uniform(), Pair(0.0)):
+        forward, _ = stepped("forward", images, labels, num_classes=4, alpha=0, law=law)
+        torch.testing.assert_close(gradient(forward), gradient(plain), rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(forward.loss, plain.loss, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("alpha", [1, 20])
+def test_forward_begins_with_the_gradient_of_plain_divided_by_one_plus_alpha(alpha: int) -> None:
+    logits, labels = torch.zeros(6, 4, dtype=torch.float64, requires_grad=True), torch.arange(6) % 4
+    matrix = torch.from_numpy(Uniform().matrix(alpha, 4))
+    losses = forward_loss(logits, labels, matrix.log()), F.cross_entropy(logits, labels)
+    (forward,), (plain,) = (torch.autograd.grad(loss, logits) for loss in losses)
+    torch.testing.assert_close(forward, plain / (1 + alpha), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("law", "alpha", "matrix"),
+    [
+        (Uniform(), 7, np.eye(4) / 8 + 7 / 8 / 4),
+        (Symmetric(0.3), 0, np.eye(4) * 0.6 + 0.1),
+        (Pair(0.45), 0, np.eye(4) * 0.55 + np.roll(np.eye(4), 1, axis=1) * 0.45),
+        (Matrix(StoredArray(np.roll(np.eye(4), 2, axis=1))), 0, np.roll(np.eye(4), 2, axis=1)),
+    ],
+    ids=lambda value: value.name if isinstance(value, Law) else "",
+)
+def test_forward_knows_the_matrix_of_all_labels_of_a_law(law: Law, alpha: int, matrix: Any) -> None:
+    images, labels = pairs(6)
+    probe, _ = stepped("forward", images, labels, num_classes=4, alpha=alpha, law=law)
+    likelihoods = probe.net(images).softmax(dim=1) @ torch.tensor(matrix)
+    # log T is kept in float32.
+    torch.testing.assert_close(probe.loss, F.nll_loss(likelihoods.log(), labels), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"label_smoothing": 0.1}, "label_smoothing 0.1 is not defined for method forward"),
+        ({"law": White()}, "law white adds images that have none; give another --method"),
+        ({"law": Given(StoredArray(np.array([1], dtype=np.uint16)))}, "given labels .* give another --method"),
+        ({"num_classes": MAX_TABLE_CLASSES + 1}, "needs a matrix of 4,097 × 4,097 classes"),
+    ],
+)
+def test_forward_refuses_what_no_matrix_describes(setting: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        METHODS["forward"](Setting(**{"num_classes": 4, "alpha": 0, **setting}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from train.methods.forward import Forward
 from train.methods.h_alpha import HAlpha
 from train.methods.histogram import Histogram
 from train.methods.marginal import Marginal
@@ -16,4 +17,5 @@ METHODS: dict[str, type[Method]] = {
     "histogram": Histogram,
     "marginal": Marginal,
     "mixup": Mixup,
+    "forward": Forward,
 }

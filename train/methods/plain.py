@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline.laws import Law, Uniform
 from pipeline.types import Batch
 from train.clock import Clock
 from train.learner import Learner
@@ -22,6 +23,7 @@ class Setting:
     Args:
         num_classes: K.
         alpha: Noisy labels a clean one.
+        law: Where the labels come from.
         label_smoothing: Share of a label that is spread over all classes, in [0, 1).
         mixup_beta: Both parameters of mixup's Beta distribution, 0 or more.
         seed: The run's.
@@ -29,6 +31,7 @@ class Setting:
 
     num_classes: int
     alpha: int
+    law: Law = field(default_factory=Uniform)
     label_smoothing: float = 0.0
     mixup_beta: float = 0.0
     seed: int = 0
