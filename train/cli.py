@@ -63,8 +63,8 @@ def train(
     method: Annotated[
         str,
         Option(
-            help="plain, h_alpha (oracle: reads the clean labels), histogram, marginal (one label of an image is right), "
-            "mixup, forward (knows the noise law)"
+            help="plain, h_alpha (oracle: reads the clean labels), histogram, marginal (one label of an image is "
+            "right), mixup, forward (knows the noise law)"
         ),
     ] = "plain",
     loader: Annotated[
