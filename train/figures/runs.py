@@ -169,6 +169,8 @@ def run_jobs(jobs: list[Job], workers: int) -> Iterator[Row]:
     if workers > 1:  # they read it when they import torch and numba
         share = str(max(1, len(os.sched_getaffinity(0)) // workers))
         os.environ |= {"OMP_NUM_THREADS": share, "NUMBA_NUM_THREADS": share}
+    if not jobs:
+        return
     with spread(None, workers) as run:
         for found in run(_run_or_signal, jobs):
             if isinstance(found, int):

@@ -57,6 +57,7 @@ def test_a_grid_is_run_seed_by_seed_and_read_the_second_time(tmp_path: Path, mon
     assert run(tmp_path, *points, seeds=2)[0] == rows
 
 
+@pytest.mark.slow
 def test_several_processes_find_what_one_does(tmp_path: Path) -> None:
     points = [uniform(alpha, rate=AUTO_RATE) for alpha in (0, 2)]
     alone, _ = run(tmp_path / "one", *points)
@@ -84,12 +85,14 @@ def test_a_rate_is_chosen_by_noisy_validation_at_seed_0(tmp_path: Path) -> None:
     assert candidates[1]["top1_last"] == rows[0]["top1_last"]  # the same run
 
 
+@pytest.mark.slow
 def test_test_images_have_no_part_in_the_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     losses(monkeypatch, lambda lr, alpha: (2.0 + lr, 0.001, 100 * lr))
     rows, _ = run(tmp_path, uniform(2, rate=AUTO_RATE))
     assert {row["lr"] for row in rows} == {1e-6}
 
 
+@pytest.mark.slow
 def test_a_choice_without_power_is_carried_over_from_alpha_10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def found(lr: float, alpha: int) -> tuple[float, float, float]:
         return (2.0 + lr, 0.001, 0.5) if alpha == 10 else (2.0 - lr, 0.03 if alpha == 50 else 0.02, 0.5)
@@ -129,6 +132,7 @@ def test_a_run_that_was_stopped_ends_the_grid_and_what_was_done_is_kept(
     assert len(begun) == 3
 
 
+@pytest.mark.slow
 def test_false_classes_are_ordered_by_a_net_that_learnt_from_clean_labels(tmp_path: Path) -> None:
     point = Point(noise=Noise(alpha=20, law="structured", order="confusing", delta=1.0), **FIELDS)
     rows, _ = run(tmp_path, point, dataclasses.replace(point, noise=dataclasses.replace(point.noise, order="reverse")))
@@ -138,6 +142,7 @@ def test_false_classes_are_ordered_by_a_net_that_learnt_from_clean_labels(tmp_pa
     assert rows[0]["noisy_val_loss"] != rows[1]["noisy_val_loss"]
 
 
+@pytest.mark.slow
 def test_foreign_and_white_noise_show_other_images(tmp_path: Path) -> None:
     white = Point(noise=Noise(alpha=2, law="white"), **FIELDS)
     foreign = Point(noise=Noise(alpha=2, law="foreign", foreign="fashion_mnist"), **FIELDS)
@@ -156,6 +161,7 @@ def test_what_a_run_measures_of_its_gradients_is_kept(tmp_path: Path) -> None:
     assert other["clean_noisy_cosine"] is None
 
 
+@pytest.mark.slow
 def test_a_point_may_be_as_long_as_its_recipe_says(tmp_path: Path) -> None:
     (row,), _ = run(tmp_path, uniform(0, method="histogram", uncut=True, settings={"val_frac": 0.0}))
     assert row["examples"] == pytest.approx(20 * 200, abs=128)
