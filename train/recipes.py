@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from pipeline.errors import UserError
 from train.learner import OPTIMIZERS, PRECISIONS
+from train.measured import best_batch, best_rate
 from train.methods import METHODS
 from train.models import check_model
 from train.noise_scale import LEAST_BATCH, MEASURES
@@ -171,6 +172,7 @@ def recipe_for(
     if "mixup_beta" in given and method != "mixup":
         raise UserError(f"mixup_beta {given['mixup_beta']} is for method mixup, this is {method}; leave it out")
     defaults = _RECIPES[method](num_images, num_copies)
+    given |= _measured(method, num_images, num_copies, defaults, given)
     if epochs is not None:
         if not 0 < epochs < math.inf:
             raise UserError(f"epochs is {epochs}; give a number above 0")
@@ -182,6 +184,25 @@ def recipe_for(
     fields.setdefault("eval_every", max(fields["batch"], fields["examples"] // 30))
     fields.setdefault("log_every", 50 * fields["batch"])
     return Recipe(dataset=dataset, method=method, **fields)
+
+
+def _measured(
+    method: str, num_images: int, num_copies: int, defaults: dict[str, Any], given: dict[str, Any]
+) -> dict[str, Any]:
+    """Return batch size and learning rate where they are to follow the noise."""
+    wanted = [name for name in ("batch", "lr") if given.get(name) == "auto"]
+    if not wanted:
+        return {}
+    flag = f"{wanted[0]} auto"
+    if METHODS[method].stream == "images":
+        raise UserError(f"{flag} was measured for batches of examples, and {method} counts images; give a number")
+    if given.get("optimizer", "adamw") != "adamw":
+        raise UserError(f"{flag} was measured for adamw, this is {given['optimizer']}; give a number")
+    alpha = num_copies - 1
+    batch = (
+        min(best_batch(alpha), num_images * num_copies) if "batch" in wanted else given.get("batch", defaults["batch"])
+    )
+    return {"batch": batch, "lr": best_rate(alpha, batch)} if "lr" in wanted else {"batch": batch}
 
 
 # Chosen on mnist5k by cross-entropy on the noisy labels of held-out images (10 %, 3 seeds, conv4, bf16), never on test

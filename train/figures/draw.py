@@ -9,15 +9,8 @@ import numpy as np
 
 from pipeline.pictures import Figure as Picture
 from train.figures.points import Figure, Panel
-from train.figures.rows import Row, curve
+from train.figures.rows import Row, curve, words
 
-WORDS: Final = {
-    "alpha": "α = {}",
-    "batch": "batch {}",
-    "lr": "rate {}",
-    "order": "{} order",
-    "law": "{} noise",
-}
 _WIDTH_IN: Final = 5.5
 _HEIGHT_IN: Final = 4.2
 
@@ -55,7 +48,7 @@ def _draw_panel(axes: Any, panel: Panel, rows: list[Row]) -> None:
         means = curve(found, x=panel.x, y=panel.y)
         if not means:
             continue
-        label = ", ".join(WORDS.get(name, "{}").format(value) for name, value in zip(panel.series, names, strict=True))
+        label = ", ".join(words(name, value) for name, value in zip(panel.series, names, strict=True))
         xs = [*means]
         (line,) = axes.plot(xs, [mean.value for mean in means.values()], marker=".", label=label)
         low, high = [mean.low for mean in means.values()], [mean.high for mean in means.values()]

@@ -10,7 +10,7 @@ from typing import Final
 from pipeline.pictures import picture_bytes
 from train.figures.draw import draw
 from train.figures.points import Figure
-from train.figures.rows import Row, mean_of
+from train.figures.rows import Row, mean_of, words
 
 STYLE: Final = """
 body { font: 15px/1.45 system-ui, sans-serif; color: #1f2328; max-width: 1100px; margin: 2em auto; padding: 0 1em; }
@@ -99,7 +99,7 @@ def _table(rows: list[Row]) -> str:
     head = "".join(f"<th>{html.escape(name)}</th>" for name in (*shown, *results))
     lines = []
     for found in groups.values():
-        cells = [str(found[0][name] if found[0][name] is not None else "") for name in shown]
+        cells = [_cell(found[0], name) for name in shown]
         last = mean_of([row["top1_last"] for row in found])
         cells += [f"{last.value:.4f}", f"{last.least:.4f} to {last.most:.4f}"]
         for name in ("top1_best_noisy_val", "top1_best_test", "noisy_val_loss", "vote"):
@@ -114,3 +114,8 @@ def _table(rows: list[Row]) -> str:
         f"<details><summary>all {len(groups)} points</summary><p>Common to all: {html.escape(common)}</p>"
         f"<table><tr>{head}</tr>{''.join(lines)}</table></details>"
     )
+
+
+def _cell(row: Row, name: str) -> str:
+    value = row[name]
+    return words(name, value) if name == "method" else "" if value is None else str(value)
