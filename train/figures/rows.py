@@ -53,12 +53,9 @@ FOUND: Final = [
     "clean_noisy_cosine",
     "vote",
     "wall_s",
-    "device",
-    "versions",
-    "commit",
-    "command",
 ]
-FIELDS: Final = [*KEY, *FOUND]
+STAMP: Final = ["device", "versions", "commit", "command"]
+FIELDS: Final = [*KEY, *FOUND, *STAMP]
 _WORDS: Final = {"alpha": "α = {}", "batch": "batch {}", "lr": "rate {}", "order": "{} order", "law": "{} noise"}
 _TEXT: Final = frozenset(
     [
@@ -98,13 +95,20 @@ def _value(name: str, text: str) -> Any:
 
 
 def merge_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Add rows to a file; one of the same run takes the place of the old one.
+    """Add rows to a file; one of the same settings and seeds takes the place of the old one.
+
+    A run that was read again, not run again, keeps what was written of where it ran.
 
     Args:
         path: A CSV file, or none yet.
         rows: With all of `FIELDS`.
     """
-    kept = {_key(row): row for row in (*read_rows(path), *rows)}
+    kept = {_key(row): row for row in read_rows(path)}
+    for row in rows:
+        old = kept.get(_key(row))
+        if old is not None and _cell(old["wall_s"]) == _cell(row["wall_s"]):
+            row = row | {name: old[name] for name in STAMP}
+        kept[_key(row)] = row
     lines = [",".join(FIELDS), *(_line(row) for row in kept.values())]
     write_file(path, ("\n".join(lines) + "\n").encode())
 

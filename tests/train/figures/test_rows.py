@@ -29,6 +29,15 @@ def test_a_run_that_is_run_again_takes_the_place_of_its_old_row_and_of_no_other(
     assert read_rows(path) == [row(top1_last=0.75, rate="chosen"), *others]
 
 
+def test_a_run_that_was_only_read_again_keeps_what_was_written_of_where_it_ran(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    merge_rows(path, [row(commit="before", rate="candidate", wall_s=61.25)])
+    merge_rows(path, [row(commit="after", rate="chosen", wall_s=61.25)])
+    assert read_rows(path) == [row(commit="before", rate="chosen", wall_s=61.25)]
+    merge_rows(path, [row(commit="after", rate="chosen", wall_s=61.5)])
+    assert read_rows(path) == [row(commit="after", rate="chosen", wall_s=61.5)]
+
+
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=6))
 def test_the_interval_of_a_mean_is_students(values: list[float]) -> None:
     found = mean_of(values)

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from pipeline.sources.synthetic_imagenet import write_synthetic_imagenet
 from train.experiment import Stopped
 from train.figures import runs
+from train.figures.grids import FIGURES
 from train.figures.points import AUTO_RATE, SCALES, Figure, Noise, Point
 from train.figures.rows import Row
 from train.figures.runs import Place, run_figure
@@ -166,3 +168,13 @@ def test_a_point_may_be_as_long_as_its_recipe_says(tmp_path: Path) -> None:
     (row,), _ = run(tmp_path, uniform(0, method="histogram", uncut=True, settings={"val_frac": 0.0}))
     assert row["examples"] == pytest.approx(20 * 200, abs=128)
     assert row["noisy_val_loss"] is None
+
+
+@pytest.mark.slow
+def test_a_figure_of_photos_is_run_from_a_user_s_own_files(tmp_path: Path) -> None:
+    write_synthetic_imagenet(tmp_path / "tree", num_images=60, num_classes=6, seed=0)
+    place = Place("imagenet", tmp_path / "out", source=tmp_path / "tree")
+    scale = dataclasses.replace(SCALES["smoke"], examples=(64, 64))
+    rows = run_figure("fig3", FIGURES["fig3"], place, scale, seeds=1, workers=1, keep=lambda row: None)
+    assert [(row["alpha"], row["examples"], row["model"]) for row in rows] == [(0, 64, "conv2"), (1, 64, "conv2")]
+    assert all(0 <= row["top5_last"] <= 1 for row in rows)
