@@ -64,7 +64,7 @@ def train(
         str,
         Option(
             help="plain, h_alpha (oracle: reads the clean labels), histogram, marginal (one label of an image is "
-            "right), mixup, forward (knows the noise law)"
+            "right), mixup, forward (knows the noise law), coteaching (two nets; knows how many labels are wrong)"
         ),
     ] = "plain",
     loader: Annotated[
@@ -129,6 +129,17 @@ def train(
             help="Of method mixup: both parameters of the Beta distribution that weighs the two examples of a pair; "
             "0 mixes nothing [default: 8]"
         ),
+    ] = None,
+    forget_rate: Annotated[
+        float | None,
+        Option(
+            help="Of method coteaching: share of a batch, in [0, 1), that is left out in the end, where losses are "
+            "largest [default: the share of wrong labels under the law]"
+        ),
+    ] = None,
+    forget_epochs: Annotated[
+        float | None,
+        Option(help="Of method coteaching: passes over the data in which that share grows from 0 [default: 10]"),
     ] = None,
     accumulate: Annotated[
         str | None,
@@ -263,6 +274,8 @@ def train(
             "weight_decay": weight_decay,
             "label_smoothing": label_smoothing,
             "mixup_beta": mixup_beta,
+            "forget_rate": forget_rate,
+            "forget_epochs": forget_epochs,
             "accumulate": number_or_auto("--accumulate", accumulate, int),
             "ema": ema,
             "schedule": schedule,

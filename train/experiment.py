@@ -14,6 +14,7 @@ from rich.table import Table
 from pipeline.console import console
 from pipeline.dataset import DilutedSet
 from pipeline.errors import UserError
+from pipeline.laws import Given
 from pipeline.laws.files import check_matrix_path, write_matrix
 from pipeline.loaders import Batches, Evaluation, open_batches, open_evaluation
 from pipeline.votes import expected_vote
@@ -29,6 +30,7 @@ from train.memory import parts_that_fit
 from train.methods import METHODS, Method, Setting
 from train.metrics import Display, Log
 from train.models import build_model
+from train.models.twins import Twins
 from train.process import settle
 from train.recipes import Recipe
 from train.run_folder import RunFolder
@@ -154,6 +156,9 @@ def _training(recipe: Recipe, dataset: DilutedSet, learner: Learner) -> tuple[Me
             law=dataset.formula.law,
             label_smoothing=recipe.label_smoothing,
             mixup_beta=recipe.mixup_beta,
+            forget_rate=recipe.forget_rate,
+            forget_epochs=recipe.forget_epochs,
+            wrong_share=wrong_share(dataset),
             seed=recipe.seed,
         )
     )
@@ -173,6 +178,13 @@ def _training(recipe: Recipe, dataset: DilutedSet, learner: Learner) -> tuple[Me
         world_size=learner.world.size,
     )
     return method, batches
+
+
+def wrong_share(dataset: DilutedSet) -> float | None:
+    """Return the expected share of wrong labels under the law of a data set; None if nobody knows the law."""
+    if isinstance(dataset.formula.law, Given):
+        return None
+    return 1 - dataset.formula.right_share(dataset.train.source_labels)
 
 
 def _evaluation(
@@ -265,13 +277,17 @@ def write_confusion(path: Path, recipe: Recipe, dataset: DilutedSet, learner: Le
 
 
 def build_learner(recipe: Recipe, dataset: DilutedSet, device: torch.device) -> Learner:
-    """Build the net of a recipe with its optimizer.
+    """Build the net of a recipe, or its two nets, with an optimizer.
 
     Raises:
         UserError: If the images are too small for the net.
     """
+    nets = [
+        build_model(recipe.model, dataset.batch_shape, dataset.num_classes, seed=recipe.seed, learner=number)
+        for number in range(METHODS[recipe.method].num_nets)
+    ]
     return Learner(
-        build_model(recipe.model, dataset.batch_shape, dataset.num_classes, seed=recipe.seed),
+        nets[0] if len(nets) == 1 else Twins(*nets),
         rate=lambda clock: learning_rate(
             clock.progress, schedule=recipe.schedule, peak=recipe.lr, warmup_frac=recipe.warmup_frac
         ),

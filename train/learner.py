@@ -156,13 +156,13 @@ class Learner:
             self._shared.broadcast_buffers = False  # as an argument it is deprecated from torch 2.15 on
             self._trained = self._compile(self._shared)
 
-    def logits(self, images: Float32[Tensor, "b c h w"]) -> Float32[Tensor, "b k"]:
-        """Run the net; what follows (log, cross-entropy, sort) is in float32."""
+    def logits(self, images: Float32[Tensor, "b c h w"]) -> Float32[Tensor, "*nets b k"]:
+        """Run the net, or both of `Twins`; what follows (log, cross-entropy, sort) is in float32."""
         if self._shared is not None:  # gradients gather in each process until the last part
             self._shared.require_backward_grad_sync = self._parts + 1 == self.accumulate
         return self._run(self._trained, images)
 
-    def _run(self, net: Callable[..., Any], images: Float32[Tensor, "b c h w"]) -> Float32[Tensor, "b k"]:
+    def _run(self, net: Callable[..., Any], images: Float32[Tensor, "b c h w"]) -> Float32[Tensor, "*nets b k"]:
         images = images.to(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not torch.float32):
             logits: Tensor = net(images)
@@ -214,7 +214,7 @@ class Learner:
             self.evaluated.train(self.evaluated is self.net)
 
     @contextmanager
-    def probing(self) -> Iterator[Callable[[Float32[Tensor, "b c h w"]], Float32[Tensor, "b k"]]]:
+    def probing(self) -> Iterator[Callable[[Float32[Tensor, "b c h w"]], Float32[Tensor, "*nets b k"]]]:
         """Yield a function from images to logits as in training; the run then goes on as if it had not been called.
 
         Batch norm's statistics and torch's generators are put back. The net runs as it is, not compiled.

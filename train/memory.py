@@ -56,6 +56,7 @@ def activation_bytes(net: nn.Module, image_shape: tuple[int, int, int], batch: i
     images = torch.zeros(batch, channels, height, width, device=first.device)
     training = net.training
     net.eval()  # statistics of batch norm stay as they are; what is kept is the same
+    net.training = training  # of `Twins` both are run
     try:
         with (
             torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),

@@ -11,6 +11,7 @@ from pipeline.errors import UserError
 from train.clock import Clock
 from train.learner import OPTIMIZERS, Learner, allow_tf32, resolve_precision
 from train.models import build_model
+from train.models.twins import Twins
 
 CPU = torch.device("cpu")
 
@@ -67,6 +68,33 @@ def test_a_loss_that_is_not_finite_changes_no_weight_and_neither_does_what_follo
         assert same(after, state)
     else:
         assert all(not leaf.any() for leaf in flat(after))
+
+
+def nets() -> list[nn.Module]:
+    return [learner(model="conv2").net, build_model("conv2", (8, 8, 1), 4, seed=0, learner=1)]
+
+
+@pytest.mark.parametrize("optimizer", list(OPTIMIZERS))
+def test_one_optimizer_trains_twins_as_two_would(optimizer: str) -> None:
+    settings: dict[str, Any] = {"rate": lambda clock: 0.1, "optimizer": optimizer, "weight_decay": 0.1, "ema": 2.0}
+    clock, together = Clock(16, 10**6, 100), Learner(Twins(*nets()), **settings)
+    apart = [Learner(net, **settings) for net in nets()]
+    for seed in range(3):
+        images, labels = batch(seed)
+        logits = together.logits(images)
+        together.update(sum((F.cross_entropy(each, labels) for each in logits), torch.zeros(())), clock)
+        for made in apart:
+            made.update(F.cross_entropy(made.logits(images), labels), clock)
+        clock.tick()
+    for pair in (
+        (together.net, [made.net for made in apart]),
+        (together.evaluated, [made.evaluated for made in apart]),
+    ):
+        twins, alone = pair
+        for own, other in zip((twins.first, twins.second), alone, strict=True):
+            assert same(own.state_dict(), other.state_dict())
+    with together.evaluating() as both, apart[0].evaluating() as first:
+        assert torch.equal(both(images), first(images))
 
 
 def test_the_first_of_several_bad_steps_is_the_one_that_is_named() -> None:

@@ -12,6 +12,7 @@ from train.learner import Learner
 from train.memory import activation_bytes, free_bytes, parts_that_fit
 from train.methods.plain import Plain
 from train.models import build_model
+from train.models.twins import Twins
 from train.recipes import Recipe
 
 SHAPE = (8, 8, 1)
@@ -29,11 +30,21 @@ def test_activations_are_counted_to_the_byte(batch: int) -> None:
     assert activation_bytes(net, SHAPE, batch, torch.float32) == 4 * batch * (64 + 32)
 
 
-def test_counting_changes_nothing_of_the_net() -> None:
-    net = build_model("conv2", SHAPE, 4, seed=0)
+def test_both_of_two_nets_count() -> None:
+    pair = [build_model("conv2", SHAPE, 4, seed=0, learner=number) for number in range(2)]
+    alone = [activation_bytes(net, SHAPE, 5, torch.float32) for net in pair]
+    images, logits = 4 * 5 * 64, 4 * 5 * 4  # images are kept once; at most the logits come with the stack
+    found = activation_bytes(Twins(*pair), SHAPE, 5, torch.float32)
+    assert sum(alone) - images <= found <= sum(alone) - images + 2 * logits
+
+
+@pytest.mark.parametrize("twins", [False, True])
+def test_counting_changes_nothing_of_the_net(twins: bool) -> None:
+    one, other = (build_model("conv2", SHAPE, 4, seed=0, learner=number) for number in range(2))
+    net = Twins(one, other) if twins else one
     before = {name: value.clone() for name, value in net.state_dict().items()}
     assert activation_bytes(net, SHAPE, 3, torch.float32) > 0
-    assert net.training
+    assert all(module.training for module in net.modules())
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 

@@ -18,18 +18,21 @@ from pipeline.types import Batch
 from train.clock import Clock
 from train.learner import Learner
 from train.methods import METHODS, Setting
+from train.methods.coteaching import exchanged_losses, keep_share, num_kept, small_loss_rows
 from train.methods.forward import forward_loss
 from train.methods.h_alpha import h_alpha_targets
 from train.methods.histogram import histogram_targets
 from train.methods.marginal import marginal_loss
 from train.methods.mixup import mixup_weight, partners
+from train.models.twins import Twins
 
 NO_ROWS = torch.zeros(0, dtype=torch.int64)
+GIVEN = Given(StoredArray(np.array([1], dtype=np.uint16)))
 sizes = st.integers(1, 12)
 
 
 class Probe(Learner):
-    """A learner without an optimizer: a linear net in float64 that keeps the loss it was given."""
+    """A learner without an optimizer: a net in float64 that keeps the loss it was given."""
 
     def __init__(self, net: nn.Module) -> None:  # the net stays in float64, where it is
         self.net = net
@@ -44,13 +47,15 @@ class Probe(Learner):
 
 
 def stepped(
-    method: str, images: Tensor, labels: Tensor, *, num_classes: int, alpha: int, step: int = 0, **setting: Any
+    method: str, images: Tensor, labels: Tensor, *, num_classes: int, alpha: int = 0, step: int = 0, **setting: Any
 ) -> tuple[Probe, Any]:
     torch.manual_seed(0)
     height, width = images.shape[2:]
-    net = nn.Sequential(nn.Flatten(), nn.Linear(height * width, num_classes)).double()
-    probe = Probe(net)
-    made = METHODS[method](Setting(num_classes=num_classes, alpha=alpha, **setting))
+    nets = [
+        nn.Sequential(nn.Flatten(), nn.Linear(height * width, num_classes)) for _ in range(METHODS[method].num_nets)
+    ]
+    probe = Probe((nets[0] if len(nets) == 1 else Twins(*nets)).double())
+    made = METHODS[method](Setting(num_classes=num_classes, alpha=alpha, **{"forget_rate": 0.0, **setting}))
     metrics = made.step(probe, Batch(images, labels, torch.arange(len(images)), NO_ROWS), Clock(1, 10, 10, step))
     return probe, metrics
 
@@ -138,10 +143,16 @@ def test_metrics_are_the_loss_and_the_share_of_labels_predicted(method: str) -> 
     probe, metrics = stepped(
         method, images, labels[:, 0] if METHODS[method].stream == "examples" else labels, num_classes=2, alpha=2
     )
-    predicted = int(probe.net(images)[0].argmax())  # all images are black: one prediction
+    logits = probe.net.eval()(images)
+    predicted = int(logits[0].argmax())  # all images are black: one prediction
     counted = labels if method in ("histogram", "marginal") else labels[:, :1]
     assert metrics["train/top1_accuracy"].item() == pytest.approx((counted == predicted).double().mean().item())
-    assert torch.equal(metrics["train/loss"], probe.loss)
+    # Of two nets it is that of the first, and they are trained on the sum.
+    one_net = METHODS[method].num_nets == 1
+    torch.testing.assert_close(
+        metrics["train/loss"], probe.loss if one_net else F.cross_entropy(logits, labels[:, 0]).detach()
+    )
+    assert one_net or probe.loss > metrics["train/loss"]
     assert not metrics["train/loss"].requires_grad
 
 
@@ -343,10 +354,106 @@ def test_forward_knows_the_matrix_of_all_labels_of_a_law(law: Law, alpha: int, m
     [
         ({"label_smoothing": 0.1}, "label_smoothing 0.1 is not defined for method forward"),
         ({"law": White()}, "law white adds images that have none; give another --method"),
-        ({"law": Given(StoredArray(np.array([1], dtype=np.uint16)))}, "given labels .* give another --method"),
+        ({"law": GIVEN}, "given labels .* give another --method"),
         ({"num_classes": MAX_TABLE_CLASSES + 1}, "needs a matrix of 4,097 × 4,097 classes"),
     ],
 )
 def test_forward_refuses_what_no_matrix_describes(setting: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         METHODS["forward"](Setting(**{"num_classes": 4, "alpha": 0, **setting}))
+
+
+@pytest.mark.parametrize(
+    ("epoch", "exponent", "share"),
+    [(0, 1, 1), (2.5, 1, 0.9), (5, 1, 0.8), (10, 1, 0.6), (200, 1, 0.6), (5, 2, 0.9), (2.5, 0.5, 0.8), (11, 2, 0.6)],
+)
+def test_the_share_that_is_kept_falls_to_what_is_not_forgotten(epoch: float, exponent: float, share: float) -> None:
+    kept = keep_share(epoch, forget_rate=0.4, forget_epochs=10, exponent=exponent)
+    assert kept == pytest.approx(share, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("rows", "share", "number"),
+    [(128, 0.5, 64), (128, 0.55, 70), (128, 0.8, 102), (10, 0.7, 7), (1, 0.1, 1), (5, 0, 1)],
+)
+def test_some_rows_are_kept_whatever_is_forgotten(rows: int, share: float, number: int) -> None:
+    assert num_kept(rows, share) == number
+
+
+@given(rows=sizes, data=st.data(), seed=st.integers(0, 1000))
+def test_a_net_marks_the_rows_of_its_smallest_losses(rows: int, data: st.DataObject, seed: int) -> None:
+    number = data.draw(st.integers(1, rows))
+    losses = torch.rand(2, rows, generator=torch.Generator().manual_seed(seed))
+    for marked, own in zip(small_loss_rows(losses, number), losses, strict=True):
+        assert sorted(own[marked].tolist()) == sorted(own.tolist())[:number]
+
+
+def test_each_net_is_trained_on_the_rows_that_the_other_one_chose() -> None:
+    losses = torch.tensor([[0.0, 4.0, 2.0, 9.0], [8.0, 1.0, 3.0, 5.0]], requires_grad=True)
+    means = exchanged_losses(losses, 2)  # the first chooses rows 0 and 2, the second 1 and 2
+    assert means.tolist() == [(4 + 2) / 2, (8 + 3) / 2]
+    means.sum().backward()  # type: ignore[no-untyped-call]
+    assert losses.grad is not None
+    assert losses.grad.tolist() == [[0, 0.5, 0.5, 0], [0.5, 0, 0.5, 0]]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_shows_though_its_row_is_left_out(value: float) -> None:
+    assert exchanged_losses(torch.tensor([[0.0, value], [0.0, 1.0]]), 1).isfinite().tolist() == [False, True]
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize(("step", "kept"), [(0, 6), (4, 5), (10, 3), (40, 3)])
+def test_coteaching_is_what_its_algorithm_says(smoothing: float, step: int, kept: int) -> None:
+    """A batch of one in the clock and ten examples an epoch: step 10 is the end of the first of one epoch's ramp."""
+    images, labels = pairs(6)
+    setting: dict[str, Any] = {"forget_rate": 0.5, "forget_epochs": 1.0, "label_smoothing": smoothing}
+    probe, metrics = stepped("coteaching", images, labels, num_classes=4, step=step, **setting)
+    losses = [
+        [F.cross_entropy(net[i], labels[i], label_smoothing=smoothing).item() for i in range(6)]
+        for net in probe.net(images).detach()
+    ]
+    chosen = [sorted(range(6), key=own.__getitem__)[:kept] for own in losses]
+    expected = [sum(own[row] for row in rows) / kept for own, rows in zip(losses, reversed(chosen), strict=True)]
+    assert probe.loss.item() == pytest.approx(sum(expected), rel=1e-12)
+    assert metrics["train/loss"].item() == pytest.approx(expected[0], rel=1e-12)
+    assert metrics["coteaching/kept_frac"].item() == pytest.approx(kept / 6, rel=1e-12)
+    right = probe.net.eval()(images).argmax(dim=1) == labels
+    assert metrics["train/top1_accuracy"].item() == pytest.approx(right.double().mean().item())
+
+
+def test_the_two_nets_of_the_last_test_did_not_agree() -> None:
+    images, labels = pairs(6)
+    probe, _ = stepped("coteaching", images, labels, num_classes=4)
+    losses = torch.stack([F.cross_entropy(net, labels, reduction="none") for net in probe.net(images)])
+    assert not torch.equal(*small_loss_rows(losses, 3))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_coteaching_that_forgets_nothing_has_the_gradient_of_plain(smoothing: float) -> None:
+    images, labels = pairs(6)
+    both, _ = stepped("coteaching", images, labels, num_classes=4, step=50, label_smoothing=smoothing)
+    plain, _ = stepped("plain", images, labels, num_classes=4, label_smoothing=smoothing)
+    torch.testing.assert_close(gradient(both)[: 4 * 10], gradient(plain), rtol=1e-12, atol=1e-14)
+
+
+def test_coteaching_forgets_what_it_is_told_to_or_what_the_law_makes_wrong() -> None:
+    images, labels = pairs(10)
+    setting: dict[str, Any] = {"num_classes": 4, "step": 100, "wrong_share": 0.3}
+    for rate, kept in ((None, 0.7), (0.6, 0.4), (0.0, 1.0)):
+        _, metrics = stepped("coteaching", images, labels, forget_rate=rate, **setting)
+        assert metrics["coteaching/kept_frac"].item() == pytest.approx(kept)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"law": GIVEN}, r"how many labels are wrong, and law given does not say; give --forget-rate"),
+        ({"wrong_share": 1.0}, r"forget_rate is 1\.0; give a number in \[0, 1\)"),
+    ],
+)
+def test_coteaching_refuses_a_rate_that_nobody_knows_or_that_leaves_nothing(
+    setting: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        METHODS["coteaching"](Setting(num_classes=4, alpha=0, **setting))

@@ -4,6 +4,7 @@ from torch import nn
 
 from pipeline.errors import UserError
 from train.models import MODELS, build_model, check_model
+from train.models.twins import Twins
 
 SHAPES = [(28, 28, 1), (32, 32, 3), (11, 9, 2)]
 
@@ -161,3 +162,11 @@ def test_an_unknown_model_lists_the_menu_and_the_nearest_names() -> None:
 def test_a_conv_net_says_which_images_are_too_small() -> None:
     with pytest.raises(UserError, match="3 × 8"):
         build_model("conv4", (3, 8, 1), 4, seed=0)
+
+
+def test_twins_give_the_logits_of_both_in_training_and_of_the_first_in_evaluation() -> None:
+    first, second = nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    twins, images = Twins(first, second), torch.randn(5, 1, 2, 2)
+    assert torch.equal(twins(images), torch.stack([first(images), second(images)]))
+    assert not torch.equal(*twins(images))
+    assert torch.equal(twins.eval()(images), first(images))

@@ -52,6 +52,11 @@ def test_what_the_user_gives_wins() -> None:
         ("keep", 0, "keep is 0"),
         ("mixup_beta", -1.0, "mixup_beta is -1.0"),
         ("mixup_beta", math.inf, "mixup_beta is inf"),
+        ("forget_rate", 1.0, r"forget_rate is 1\.0; give a number in \[0, 1\)"),
+        ("forget_rate", -0.1, "forget_rate is -0.1"),
+        ("forget_rate", math.nan, "forget_rate is nan"),
+        ("forget_epochs", 0.0, r"forget_epochs is 0\.0; give a finite number above 0"),
+        ("forget_epochs", math.inf, "forget_epochs is inf"),
         ("measure", "width", "unknown measure 'width'; the measures are: noise-scale"),
     ],
 )
@@ -65,6 +70,7 @@ def test_a_value_that_is_not_allowed_is_refused_with_what_is(field: str, value: 
     ("given", "message"),
     [
         ({"method": "histogram"}, "measure noise-scale compares .* histogram streams images .* --method plain"),
+        ({"method": "coteaching"}, "measure noise-scale .* one net, and coteaching trains two; .* --method plain"),
         ({"batch": 3}, "batch of 3 in parts; give 4 or more"),
     ],
 )
@@ -73,11 +79,15 @@ def test_a_measure_that_cannot_be_made_is_refused(given: dict[str, Any], message
         Recipe(dataset="mnist5k", examples=100, measure="noise-scale", **given)
 
 
-def test_only_mixup_has_a_beta() -> None:
-    recipe = recipe_for("mnist5k", "mixup", num_images=90, num_copies=4, mixup_beta=0.5)
-    assert recipe.mixup_beta == 0.5
-    with pytest.raises(UserError, match=r"mixup_beta 0\.5 is for method mixup, this is plain; leave it out"):
-        recipe_for("mnist5k", "plain", num_images=90, num_copies=4, mixup_beta=0.5)
+@pytest.mark.parametrize(
+    ("field", "method"), [("mixup_beta", "mixup"), ("forget_rate", "coteaching"), ("forget_epochs", "coteaching")]
+)
+def test_a_field_of_one_method_is_refused_for_others(field: str, method: str) -> None:
+    given: dict[str, Any] = {field: 0.5}
+    recipe = recipe_for("mnist5k", method, num_images=90, num_copies=4, **given)
+    assert getattr(recipe, field) == 0.5
+    with pytest.raises(UserError, match=rf"{field} 0\.5 is for method {method}, this is plain; leave it out"):
+        recipe_for("mnist5k", "plain", num_images=90, num_copies=4, **given)
 
 
 @pytest.mark.parametrize("epochs", [0.0, -1.0, math.nan, math.inf])

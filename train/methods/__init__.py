@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from train.methods.coteaching import Coteaching
 from train.methods.forward import Forward
 from train.methods.h_alpha import HAlpha
 from train.methods.histogram import Histogram
@@ -18,4 +19,5 @@ METHODS: dict[str, type[Method]] = {
     "marginal": Marginal,
     "mixup": Mixup,
     "forward": Forward,
+    "coteaching": Coteaching,
 }

@@ -26,6 +26,9 @@ class Setting:
         law: Where the labels come from.
         label_smoothing: Share of a label that is spread over all classes, in [0, 1).
         mixup_beta: Both parameters of mixup's Beta distribution, 0 or more.
+        forget_rate: Share of a batch that Co-teaching leaves out in the end, in [0, 1); None is `wrong_share`.
+        forget_epochs: Passes over the data until then, above 0.
+        wrong_share: Expected share of all labels that are wrong, by the law; None if it does not say.
         seed: The run's.
     """
 
@@ -34,6 +37,9 @@ class Setting:
     law: Law = field(default_factory=Uniform)
     label_smoothing: float = 0.0
     mixup_beta: float = 0.0
+    forget_rate: float | None = None
+    forget_epochs: float = 10.0
+    wrong_share: float | None = None
     seed: int = 0
 
 
@@ -44,12 +50,14 @@ class Method(ABC):
         stream: What a batch holds: examples, or images with the labels of all their copies.
         uses_clean_labels: Whether it is an oracle; every table says so.
         only_law: The law that it is defined for; None for any.
+        num_nets: Nets that it trains: one, or two as `Twins`.
         num_labels: Labels that one row of a batch brings to the loss.
     """
 
     stream: ClassVar[Literal["examples", "images"]] = "examples"
     uses_clean_labels: ClassVar[bool] = False
     only_law: ClassVar[str | None] = None
+    num_nets: ClassVar[int] = 1
     num_labels: int = 1
 
     @abstractmethod

@@ -7,6 +7,7 @@ from typing import Final
 
 from pipeline.errors import UserError
 from pipeline.laws.law import check_share
+from train.methods.coteaching import keep_share, num_kept
 
 _ERRORS: Final = 2  # standard errors to each side: an interval that holds the true accuracy 95 times in 100
 _WIDEST: Final = 0.1  # noise ratios that fit an accuracy, from the first to the last
@@ -109,7 +110,7 @@ def kept_of_batch(num_selected: int, *, selected_noise: float, epoch: float, ram
         epoch: Epochs trained so far; the share that is forgotten grows with them.
         ramp_epochs: Until it is `selected_noise`, above 0.
 
-    Source: Chen et al. 2019 (INCV), modified Co-teaching; Han et al. 2018 for the ramp.
-    Deviates: at least one is kept; a mean over none would be nan.
+    Source: Chen et al. 2019 (INCV), modified Co-teaching, with Co-teaching's ramp.
+    Deviates: as `num_kept` does.
     """
-    return max(1, round(num_selected * (1 - selected_noise * min(1.0, epoch / ramp_epochs))))
+    return num_kept(num_selected, keep_share(epoch, forget_rate=selected_noise, forget_epochs=ramp_epochs))

@@ -1,0 +1,125 @@
+"""Co-teaching: two nets, each trained on the rows whose loss the other one finds small."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipeline.errors import UserError
+from pipeline.laws.law import check_share
+from pipeline.types import Batch
+from train.clock import Clock
+from train.learner import Learner
+from train.methods.plain import Method, Setting
+
+
+def keep_share(epoch: float, *, forget_rate: float, forget_epochs: float, exponent: float = 1.0) -> float:
+    """Return which share of a batch each net keeps for its peer, R(t) = 1 - τ · min((t / T_k)^c, 1).
+
+    Args:
+        epoch: t, passes over the data so far, 0 or more.
+        forget_rate: τ in [0, 1), the share that is left out in the end.
+        forget_epochs: T_k, above 0: when that end is reached.
+        exponent: c, above 0.
+
+    Source: Han et al. 2018 (arXiv 1804.06872), algorithm 1, for c = 1, and its experiments for other c.
+    Deviates: the paper counts whole epochs; here t is continuous, for an epoch of diluted data may be longer than a
+        run. For c other than 1 the authors' code rises in a straight line, to τ^c in place of τ, and then jumps.
+    """
+    return 1 - forget_rate * min(1.0, math.pow(epoch / forget_epochs, exponent))
+
+
+def num_kept(num_rows: int, share: float) -> int:
+    """Return how many of some rows a share of them is.
+
+    Args:
+        num_rows: At least 1.
+        share: In [0, 1].
+
+    Source: Han et al. 2018, algorithm 1.
+    Deviates: rounds to the nearest number, where the authors' code rounds down, and keeps at least one: a mean over
+        none would be nan.
+    """
+    return max(1, round(share * num_rows))
+
+
+def small_loss_rows(losses: Float[Tensor, "nets b"], number: int) -> Bool[Tensor, "nets b"]:
+    """Mark each net's rows of smallest loss; the host does not wait for the device.
+
+    Args:
+        losses: Of each row, in each net.
+        number: Of rows to mark, in [1, b].
+
+    Source: Han et al. 2018, algorithm 1.
+    """
+    rows = losses.detach().topk(number, dim=1, largest=False, sorted=False).indices
+    return torch.zeros_like(losses, dtype=torch.bool).scatter_(1, rows, True)
+
+
+def exchanged_losses(losses: Float[Tensor, "2 b"], number: int) -> Float[Tensor, " 2"]:
+    """Average each net's losses over the rows that are small in its peer.
+
+    A loss that is not finite shows in the average, also where nobody chose its row.
+
+    Args:
+        losses: Of each row, in each net.
+        number: Of rows that each net chooses, in [1, b].
+
+    Source: Han et al. 2018, algorithm 1.
+    Deviates: the authors' code divides by the number of rows twice.
+    """
+    return (losses * small_loss_rows(losses, number).flip(0)).sum(dim=1) / number
+
+
+class Coteaching(Method):
+    """`exchanged_losses` of two nets; what is evaluated is the first of them.
+
+    A net has learnt right labels long before it memorises wrong ones, so that rows of small loss are likely right; what
+    one net memorised by mistake the other one need not believe. The share that is left out grows to `forget_rate`, by
+    default the share of wrong labels under the law of the data set: this method is told how many labels are wrong,
+    and not which.
+
+    Rows compete within what a step sees at once: a batch in parts, or shared by processes, chooses in each part of each
+    process by itself. A part should hold several right labels, which at massive noise takes large batches.
+
+    When it forgets nothing, the first net is trained as by method plain, unless it has dropout, which the two draw in
+    turn.
+
+    Source: Han et al. 2018 (arXiv 1804.06872).
+    Deviates: label smoothing, if asked for, is part of the loss that ranks and that trains; the paper has none.
+    """
+
+    num_nets: ClassVar[int] = 2
+
+    def __init__(self, setting: Setting) -> None:
+        rate = setting.wrong_share if setting.forget_rate is None else setting.forget_rate
+        if rate is None:
+            raise UserError(
+                f"method coteaching wants to know how many labels are wrong, and law {setting.law.name} does not say; "
+                "give --forget-rate, the share of them in [0, 1)"
+            )
+        check_share("forget_rate", rate, below_one=True)
+        self.label_smoothing = setting.label_smoothing
+        self.forget_rate, self.forget_epochs = rate, setting.forget_epochs
+
+    def step(self, learner: Learner, batch: Batch, clock: Clock) -> dict[str, Tensor]:
+        """Train both nets on one batch; loss (over the rows that it trains on) and accuracy are the first net's."""
+        logits = learner.logits(batch.images)
+        both = F.cross_entropy(
+            logits.flatten(0, 1), batch.labels.repeat(2), label_smoothing=self.label_smoothing, reduction="none"
+        )
+        share = keep_share(clock.epoch, forget_rate=self.forget_rate, forget_epochs=self.forget_epochs)
+        number = num_kept(len(batch.labels), share)
+        losses = exchanged_losses(both.view(2, -1), number)
+        learner.update(losses.sum(), clock)
+        right = logits[0].detach().argmax(dim=1) == batch.labels
+        return {
+            "train/loss": losses[0].detach(),
+            "train/top1_accuracy": right.float().mean(),
+            "coteaching/kept_frac": torch.full_like(losses[0].detach(), number / len(batch.labels)),
+        }
