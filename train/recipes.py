@@ -282,7 +282,8 @@ def marginal_recipe(num_images: int, num_copies: int) -> dict[str, Any]:
     mnist5k, α = 50, 4,000 clean labels (3,600 trained on), noisy validation losses after the last step, seeds 0 and 1:
     decay 1: 2.30137 and 2.30163 at twenty passes, 2.30140 and 2.30161 at forty; decay 3: 2.30148 and 2.30170, at eleven
     passes 2.30169 and 2.30191; decay 0.3: 2.30146 and 2.30161; decay 10: 2.30179 and 2.30189. α = 20, seed 0: 2.29608
-    at decay 1, 2.29613 at 0.3. Two runs at decay 3 were looked at on test images before: 96.2 % (α = 20), 91.5 % (α = 50).
+    at decay 1, 2.29613 at 0.3. Two runs at decay 3 were looked at on test images before: 96.2 % (α = 20), 91.5 %
+    (α = 50).
     """
     return {**histogram_recipe(num_images, num_copies), "weight_decay": 1.0}
 
