@@ -219,14 +219,8 @@ class Learner:
 
         Batch norm's statistics and torch's generators are put back. The net runs as it is, not compiled.
         """
-        before = [buffer.clone() for buffer in self.net.buffers()]
-        try:
-            with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-                yield lambda images: self._run(self.net, images)
-        finally:
-            with torch.no_grad():
-                for buffer, value in zip(self.net.buffers(), before, strict=True):
-                    buffer.copy_(value)
+        with untouched(self.net):
+            yield lambda images: self._run(self.net, images)
 
     def is_finite(self) -> bool:
         """Say whether all weights and statistics are finite; waits for the device."""
@@ -248,6 +242,20 @@ class Learner:
             self.evaluated.load_state_dict(state["evaluated"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
+
+
+@contextmanager
+def untouched(net: nn.Module) -> Iterator[None]:
+    """Put back what training passes of this block change: the net's buffers and torch's generators."""
+    device = next(net.parameters()).device
+    before = [buffer.clone() for buffer in net.buffers()]
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in zip(net.buffers(), before, strict=True):
+                buffer.copy_(value)
 
 
 def _floats(net: nn.Module) -> list[Tensor]:

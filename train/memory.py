@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import UserError
+from train.learner import untouched
 
 _PROBE: Final = 4  # images; what twice as many need more, they need themselves
 _BESIDE: Final = 1.5  # gradients and work space, beside what is kept for the backward pass
@@ -41,7 +42,7 @@ def parts_that_fit(net: nn.Module, image_shape: tuple[int, int, int], batch: int
 
 
 def activation_bytes(net: nn.Module, image_shape: tuple[int, int, int], batch: int, dtype: torch.dtype) -> int:
-    """Return the bytes that a forward pass keeps for its backward pass, parameters not counted."""
+    """Return the bytes that a training pass keeps for its backward pass, parameters not counted."""
     height, width, channels = image_shape
     first = next(net.parameters())
     own = {parameter.untyped_storage().data_ptr() for parameter in net.parameters()}
@@ -55,10 +56,10 @@ def activation_bytes(net: nn.Module, image_shape: tuple[int, int, int], batch: i
 
     images = torch.zeros(batch, channels, height, width, device=first.device)
     training = net.training
-    net.eval()  # statistics of batch norm stay as they are; what is kept is the same
-    net.training = training  # of `Twins` both are run
+    net.train()
     try:
         with (
+            untouched(net),
             torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
             torch.autocast(first.device.type, dtype=dtype, enabled=dtype is not torch.float32),
         ):

@@ -38,14 +38,24 @@ def test_both_of_two_nets_count() -> None:
     assert sum(alone) - images <= found <= sum(alone) - images + 2 * logits
 
 
+def test_a_pooled_layer_keeps_its_input_and_the_tops_of_its_windows() -> None:
+    net = build_model("conv2", SHAPE, 4, seed=0).to(memory_format=torch.channels_last)
+    # Values an image: itself; what the convolutions hand on, the tops, and what the next layer is given.
+    values = 64 + (64 + 16 + 16) * 32 + (16 + 4 + 4) * 64
+    sizes = [activation_bytes(net, SHAPE, batch, torch.float32) for batch in (3, 5)]
+    assert sizes[1] - sizes[0] == 2 * 4 * values
+
+
 @pytest.mark.parametrize("twins", [False, True])
-def test_counting_changes_nothing_of_the_net(twins: bool) -> None:
-    one, other = (build_model("conv2", SHAPE, 4, seed=0, learner=number) for number in range(2))
-    net = Twins(one, other) if twins else one
+def test_counting_changes_nothing_of_the_net_and_of_what_is_drawn(twins: bool) -> None:
+    nets = [nn.Sequential(build_model("conv2", SHAPE, 4, seed=0, learner=number), nn.Dropout()) for number in range(2)]
+    net = Twins(*nets) if twins else nets[0]
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    assert activation_bytes(net, SHAPE, 3, torch.float32) > 0
+    state = torch.get_rng_state()
+    assert activation_bytes(net, SHAPE, 3, torch.float32) > activation_bytes(nets[0][0], SHAPE, 3, torch.float32)
     assert all(module.training for module in net.modules())
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_a_batch_is_cut_into_as_few_equal_parts_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:

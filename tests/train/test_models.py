@@ -4,6 +4,7 @@ from torch import nn
 
 from pipeline.errors import UserError
 from train.models import MODELS, build_model, check_model
+from train.models.norm import NormPoolReLU
 from train.models.twins import Twins
 
 SHAPES = [(28, 28, 1), (32, 32, 3), (11, 9, 2)]
@@ -42,7 +43,7 @@ def test_models_have_the_layers_they_say(name: str, parameters: int) -> None:
 
 @pytest.mark.parametrize("name", ["conv2", "conv4", "conv6"])
 def test_pooling_before_relu_is_pooling_after_it(name: str) -> None:
-    """Which is how the nets are described; to the bit, ties of equal pixels included."""
+    """Which is how the nets are described; in torch's own layers to the bit, ties of equal pixels included."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 3, (8, 3, 16, 16), generator=generator).float()
     found = []
@@ -51,10 +52,11 @@ def test_pooling_before_relu_is_pooling_after_it(name: str) -> None:
         assert isinstance(net, nn.Sequential)
         nn.init.constant_(net[-1].weight, 0.01)  # it begins at zero and would let no gradient through
         layers = list(net)
-        for at, layer in enumerate(layers[:-1]):
-            if pool_last and isinstance(layer, nn.MaxPool2d):
-                layers[at], layers[at + 1] = layers[at + 1], layer
-                assert isinstance(layers[at], nn.ReLU)
+        for at, layer in enumerate(layers):
+            if pool_last and isinstance(layer, NormPoolReLU) and len(layer) == 3:
+                norm, pool, relu = layer
+                assert isinstance(pool, nn.MaxPool2d)
+                layers[at] = nn.Sequential(norm, relu, pool)
         logits = nn.Sequential(*layers)(images)
         (logits[:, 0] - logits[:, 1] ** 2).sum().backward()
         found.append([logits, *(weight.grad for weight in net.parameters())])

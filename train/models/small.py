@@ -9,6 +9,7 @@ from typing import Final
 from torch import nn
 
 from pipeline.errors import UserError
+from train.models.norm import NormPoolReLU
 
 Shape = tuple[int, int, int]  # h, w, c
 
@@ -74,10 +75,7 @@ def conv6(image_shape: Shape, num_classes: int) -> nn.Module:
 
 def _conv(channels_in: int, channels_out: int, *, pool: bool = False) -> list[nn.Module]:
     convolution = nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False)  # batch norm has the bias
-    # The pool stands before the ReLU: the same numbers and gradients, bit for bit, of a quarter of the elements, and a
-    # pool's backward pass takes the gradient of Flatten, which is not channels_last, 2 to 4 times as long.
-    pools = [nn.MaxPool2d(2)] if pool else []
-    return [convolution, nn.BatchNorm2d(channels_out), *pools, nn.ReLU(inplace=True)]
+    return [convolution, NormPoolReLU(channels_out, pool=pool)]
 
 
 def _pooled(image_shape: Shape, name: str, times: int) -> tuple[int, int]:
