@@ -4,8 +4,8 @@ import multiprocessing
 import operator
 import shutil
 import signal
+import tempfile
 from pathlib import Path
-from tempfile import gettempdir
 
 import pytest
 
@@ -13,19 +13,21 @@ from pipeline.errors import UserError
 from pipeline.workers import spread
 
 
-def handovers() -> set[Path]:
-    return set(Path(gettempdir()).glob("dilute-*"))
+@pytest.fixture
+def handovers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder for temporary files that other tests, which may run at the same time, do not use."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_results_come_in_the_order_of_the_tasks_and_nothing_stays(workers: int) -> None:
-    before = handovers()
+def test_results_come_in_the_order_of_the_tasks_and_nothing_stays(handovers: Path, workers: int) -> None:
     with spread(10, workers) as run:
         assert list(run(operator.sub, range(20))) == [10 - task for task in range(20)]
         assert list(run(operator.mul, [1, 2])) == [10, 20]  # another function, the same workers
         assert list(run(operator.mul, [])) == []
     assert multiprocessing.active_children() == []
-    assert handovers() == before
+    assert list(handovers.iterdir()) == []
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -57,12 +59,11 @@ def test_what_was_not_begun_is_not_done_after_an_error_of_the_caller(tmp_path: P
     assert len(list(tmp_path.iterdir())) < len(copies)
 
 
-def test_a_worker_that_is_killed_is_an_error_that_says_what_to_do() -> None:
-    before = handovers()
+def test_a_worker_that_is_killed_is_an_error_that_says_what_to_do(handovers: Path) -> None:
     with (
         pytest.raises(UserError, match=r"^a worker process was killed \(out of memory\?\); run the same command again"),
         spread(signal.raise_signal, 2) as run,
     ):
         list(run(operator.call, [signal.SIGKILL, signal.SIGKILL]))
     assert multiprocessing.active_children() == []
-    assert handovers() == before
+    assert list(handovers.iterdir()) == []
