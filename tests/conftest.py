@@ -1,8 +1,17 @@
+import os
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
 from s3 import ENVIRONMENT, Server, running
+
+from kernels import jit
+
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+    # numba numbers the files of a kernel's signatures without a lock: of two processes that compile two of them at the
+    # same moment, each may keep its code under the other's name. So each of ours, with its children, has a cache.
+    jit.numba.config.CACHE_DIR = f"{jit.numba.config.CACHE_DIR}-{worker}"  # type: ignore[attr-defined]
+    os.environ["NUMBA_CACHE_DIR"] = jit.numba.config.CACHE_DIR  # type: ignore[attr-defined]
 
 # A first call compiles a kernel, which takes seconds: no deadline. Derandomised: a failure is the same failure again.
 settings.register_profile("dilute", deadline=None, derandomize=True, max_examples=60)
