@@ -30,12 +30,17 @@ SETTINGS: tuple[dict[str, Any], ...] = (
 
 
 def cases(settings: tuple[dict[str, Any], ...]) -> list[Any]:
-    """All methods on all loaders; three settings in turn on four loaders, so that each meets each of both."""
-    pairs = product(METHODS, LOADERS)
-    return [
-        pytest.param(method, loader, settings[number % len(settings)], marks=marks(loader), id=f"{method}-{loader}")
-        for number, (method, loader) in enumerate(pairs)
-    ]
+    """All methods on all loaders; three settings in turn on four loaders, so that each meets each of both.
+
+    One loader of each method is fast; the others are slow.
+    """
+    pairs = product(enumerate(METHODS), enumerate(LOADERS))
+    found = []
+    for number, ((nth, method), (mth, loader)) in enumerate(pairs):
+        slow = [] if nth % len(LOADERS) == mth else [pytest.mark.slow]
+        given = settings[number % len(settings)]
+        found.append(pytest.param(method, loader, given, marks=[*marks(loader), *slow], id=f"{method}-{loader}"))
+    return found
 
 
 def marks(loader: str) -> list[pytest.MarkDecorator]:
