@@ -51,7 +51,7 @@ SUBJECTS = {
     "confusion": r"confusion\.csv",
     "shards": r"shards/|build_shards",
     "memory": "^train ",
-    "speed": "^tools/bench ",
+    "speed": "^tools/(bench|reproduce) ",
 }
 
 
