@@ -87,6 +87,9 @@ class Coteaching(Method):
     Rows compete within what a step sees at once: a batch in parts, or shared by processes, chooses in each part of each
     process by itself. A part should hold several right labels, which at massive noise takes large batches.
 
+    Its nets predict the class and not its noisy label, ever more surely, so that cross-entropy with noisy labels rises
+    while accuracy does: the best net by noisy validation is an early one, and `last` is the column to read.
+
     When it forgets nothing, the first net is trained as by method plain, unless it has dropout, which the two draw in
     turn.
 
