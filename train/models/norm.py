@@ -1,4 +1,4 @@
-"""Batch norm, max-pool and ReLU as one layer, which on CPUs goes over memory about half as often as the three do."""
+"""Batch norm, max-pool and ReLU as one layer, which on CPUs goes over memory less often than the three do."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ class NormPoolReLU(nn.Sequential):
 
     In training on a CPU, activations of bfloat16 or float32 in channels_last go through kernels of this project. All
     others, torch.compile and torch.func go through torch's own layers, the slow twin that the kernels are tested
-    against.
+    against. A step of conv4 (batch 512, 28 px, bf16, 2 cores of AMD EPYC, torch 2.15) takes 229 ms of CPU time, and 270
+    through torch's layers (n = 12 pairs in turn, 20th to 80th percentile of the ratio 1.16 to 1.21).
 
     Deviates: of values of a window that differ, but not once they are normalised and rounded, torch sends the gradient
         to the first, the kernels to the one whose norm is largest before it is rounded. Equal values are no different:
