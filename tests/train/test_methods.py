@@ -266,8 +266,11 @@ def test_what_a_net_says_of_classes_becomes_what_it_says_of_labels(classes: int,
     made = METHODS["marginal"](Setting(num_classes=classes, alpha=alpha))
     expected = (logits.softmax(dim=1) + alpha / classes) / (1 + alpha)
     torch.testing.assert_close(made.noisy_logits(logits).exp(), expected, rtol=1e-6, atol=0)
-    forward = METHODS["forward"](Setting(num_classes=classes, alpha=alpha))
-    torch.testing.assert_close(forward.noisy_logits(logits).exp(), expected, rtol=1e-5, atol=0)  # T is in float32
+    for name in ("forward", "coteaching"):
+        told = METHODS[name](Setting(num_classes=classes, alpha=alpha, forget_rate=0.5))
+        torch.testing.assert_close(told.noisy_logits(logits).exp(), expected, rtol=1e-5, atol=0)  # T is in float32
+    unknown = Setting(num_classes=classes, alpha=0, law=White(), forget_rate=0.5)
+    assert METHODS["coteaching"](unknown).noisy_logits(logits) is logits
     assert METHODS["plain"](Setting(num_classes=classes, alpha=alpha)).noisy_logits(logits) is logits
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from typing import ClassVar
 
 import torch
@@ -15,6 +16,7 @@ from pipeline.laws.law import check_share
 from pipeline.types import Batch
 from train.clock import Clock
 from train.learner import Learner
+from train.methods.forward import known_transition, seen_through
 from train.methods.plain import Method, Setting
 
 
@@ -87,8 +89,9 @@ class Coteaching(Method):
     Rows compete within what a step sees at once: a batch in parts, or shared by processes, chooses in each part of each
     process by itself. A part should hold several right labels, which at massive noise takes large batches.
 
-    Its nets predict the class and not its noisy label, ever more surely, so that cross-entropy with noisy labels rises
-    while accuracy does: the best net by noisy validation is an early one, and `last` is the column to read.
+    Its nets predict the class and not its noisy label, so noisy validation sees them through the transition matrix of
+    the law. Where there is none (given labels, images of another set) it gets worse as they grow sure: `last` is then
+    the column to read.
 
     When it forgets nothing, the first net is trained as by method plain, unless it has dropout, which the two draw in
     turn.
@@ -109,6 +112,10 @@ class Coteaching(Method):
         check_share("forget_rate", rate, below_one=True)
         self.label_smoothing = setting.label_smoothing
         self.forget_rate, self.forget_epochs = rate, setting.forget_epochs
+        self.transition: Tensor | None = None
+        with suppress(UserError):  # of laws that know no matrix
+            matrix = known_transition(setting.law, alpha=setting.alpha, num_classes=setting.num_classes)
+            self.transition = torch.tensor(matrix)
 
     def step(self, learner: Learner, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         """Train both nets on one batch; loss (over the rows that it trains on) and accuracy are the first net's."""
@@ -126,3 +133,7 @@ class Coteaching(Method):
             "train/top1_accuracy": right.float().mean(),
             "coteaching/kept_frac": torch.full_like(losses[0].detach(), number / len(batch.labels)),
         }
+
+    def noisy_logits(self, logits: Float[Tensor, "b k"]) -> Float[Tensor, "b k"]:
+        """Return log-probabilities of a noisy label, where the law knows its matrix."""
+        return logits if self.transition is None else seen_through(logits, self.transition)

@@ -35,6 +35,17 @@ def forward_loss(
     return -joint.logsumexp(dim=1).mean()
 
 
+def seen_through(logits: Float[Tensor, "b k"], transition: Float[Tensor, "k k"]) -> Float[Tensor, "b k"]:
+    """Turn logits of the true class into log-probabilities of the label.
+
+    Args:
+        logits: Of the true class.
+        transition: T, row = true class, column = label.
+    """
+    seen = logits.softmax(dim=1) @ transition.to(logits)
+    return seen.clamp(min=torch.finfo(seen.dtype).tiny).log()
+
+
 def known_transition(law: Law, *, alpha: int, num_classes: int) -> Float64[Array, "k k"]:
     """Return the transition matrix of all labels of a data set, copy 0 included.
 
@@ -90,5 +101,4 @@ class Forward(Method):
 
     def noisy_logits(self, logits: Float[Tensor, "b k"]) -> Float[Tensor, "b k"]:
         """Return log-probabilities of a noisy label: the prediction seen through the matrix."""
-        seen = logits.softmax(dim=1) @ self.transition.to(logits)
-        return seen.clamp(min=torch.finfo(seen.dtype).tiny).log()
+        return seen_through(logits, self.transition)
