@@ -268,8 +268,13 @@ def recipe_of(job: Job, dataset: DilutedSet) -> Recipe:
 
 
 def folder_name(job: Job, recipe: Recipe) -> str:
-    """Name the folder of a run: for people, and by everything that it depends on."""
-    facts = {"recipe": dataclasses.asdict(recipe), "noise": dataclasses.asdict(job.point.noise)}
+    """Name the folder of a run: for people, and by all that differs from a recipe's defaults.
+
+    Fields that are added to recipes later, and that a run leaves as they are, do not make it another run.
+    """
+    own = dataclasses.asdict(Recipe(dataset=recipe.dataset, examples=recipe.examples))
+    fields = {name: value for name, value in dataclasses.asdict(recipe).items() if value != own[name]}
+    facts = {"recipe": fields, "examples": recipe.examples, "noise": dataclasses.asdict(job.point.noise)}
     digest = zlib.crc32(json.dumps(facts, sort_keys=True).encode())
     words = (recipe.dataset, recipe.model, recipe.method, f"alpha{job.point.noise.alpha}", f"seed{job.seed}")
     return "-".join((*words, f"{digest:08x}"))

@@ -31,7 +31,7 @@ def figure(*points: Point) -> Figure:
 
 
 def uniform(alpha: int, **fields: Any) -> Point:
-    return Point(noise=Noise(alpha=alpha), **{**FIELDS, **fields})
+    return Point(**{"noise": Noise(alpha=alpha), **FIELDS, **fields})
 
 
 def run(out: Path, *points: Point, seeds: int = 1, workers: int = 1) -> tuple[list[Row], list[Row]]:
@@ -178,3 +178,30 @@ def test_a_figure_of_photos_is_run_from_a_user_s_own_files(tmp_path: Path) -> No
     rows = run_figure("fig3", FIGURES["fig3"], place, scale, seeds=1, workers=1, keep=lambda row: None)
     assert [(row["alpha"], row["examples"], row["model"]) for row in rows] == [(0, 64, "conv2"), (1, 64, "conv2")]
     assert all(0 <= row["top5_last"] <= 1 for row in rows)
+
+
+def test_a_folder_is_named_by_all_that_makes_another_run(tmp_path: Path) -> None:
+    place = Place("mnist5k", tmp_path)
+    job = runs.Job(place, SCALE, uniform(2), "recipe", "recipe", 0)
+    others = [
+        dataclasses.replace(job, seed=1),
+        dataclasses.replace(job, rate=0.5),
+        dataclasses.replace(job, scale=SCALES["cpu"]),
+        *(
+            dataclasses.replace(job, point=point)
+            for point in (uniform(3), uniform(2, clean=300), uniform(2, method="mixup"))
+        ),
+        *(
+            dataclasses.replace(job, point=uniform(2, settings=given))
+            for given in ({"batch": 64}, {"schedule": "cosine"})
+        ),
+        dataclasses.replace(job, point=uniform(2, noise=Noise(alpha=2, law="white"))),
+    ]
+
+    def name(each: runs.Job) -> str:
+        data = runs.open_point(place, each.point.noise, each.point.clean, each.seed)
+        return runs.folder_name(each, runs.recipe_of(each, data))
+
+    names = [name(each) for each in (job, *others)]
+    assert len(set(names)) == len(names)
+    assert name(dataclasses.replace(job, how="chosen")) == names[0]
