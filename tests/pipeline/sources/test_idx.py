@@ -18,7 +18,7 @@ SPELLINGS = ["{}-idx{}-ubyte", "{}-idx{}-ubyte.gz", "{}.idx{}-ubyte", "{}.idx{}-
 def encode(array: Array, name: str = "") -> bytes:
     header = bytes((0, 0, 8, array.ndim)) + np.array(array.shape, dtype=">u4").tobytes()
     data = header + array.astype(np.uint8).tobytes()
-    return gzip.compress(data) if name.endswith(".gz") else data
+    return gzip.compress(data, mtime=0) if name.endswith(".gz") else data
 
 
 def write_set(
