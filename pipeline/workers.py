@@ -14,9 +14,11 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Final, Protocol, TypeVar, runtime_checkable
 
 from pipeline.errors import UserError
+
+_THREADS: Final = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 Shared = TypeVar("Shared")
 SharedBy = TypeVar("SharedBy", covariant=True)
@@ -33,12 +35,13 @@ class Run(Protocol[SharedBy]):
 
 
 @contextmanager
-def spread(shared: Shared, workers: int) -> Iterator[Run[Shared]]:
+def spread(shared: Shared, workers: int, *, threads: int | None = None) -> Iterator[Run[Shared]]:
     """Open worker processes; 1 works in this process.
 
     Args:
         shared: Given to every call; must survive pickling if there is more than one worker.
         workers: Processes, at least 1.
+        threads: Of OpenMP and of Numba in each of several processes; None for their defaults.
 
     Raises:
         UserError: If a worker is killed.
@@ -52,8 +55,13 @@ def spread(shared: Shared, workers: int) -> Iterator[Run[Shared]]:
         handover = Path(folder) / "shared.pickle"
         handover.write_bytes(pickle.dumps(shared))
         with ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(handover,)) as pool:
+
+            def run(function: Callable[[Shared, Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:
+                with _environment(_THREADS, threads):  # a process reads it when it starts, which is now
+                    return pool.map(_call, [function] * len(tasks), tasks)
+
             try:
-                yield lambda function, tasks: pool.map(_call, [function] * len(tasks), tasks)
+                yield run
             except BrokenProcessPool:
                 raise UserError(
                     "a worker process was killed (out of memory?); run the same command again to go on, "
@@ -61,6 +69,24 @@ def spread(shared: Shared, workers: int) -> Iterator[Run[Shared]]:
                 ) from None
             finally:
                 pool.shutdown(cancel_futures=True)  # after an error, what is queued is of no use
+
+
+@contextmanager
+def _environment(names: Sequence[str], value: int | None) -> Iterator[None]:
+    """Set variables for the processes started in this block; Numba here fails if they change once its threads run."""
+    if value is None:
+        yield
+        return
+    before = {name: os.environ.get(name) for name in names}
+    os.environ |= dict.fromkeys(names, str(value))
+    try:
+        yield
+    finally:
+        for name, own in before.items():
+            if own is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = own
 
 
 _shared: Any  # set once in each worker process

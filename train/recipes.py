@@ -194,14 +194,24 @@ def recipe_for(
     if epochs is not None:
         if not 0 < epochs < math.inf:
             raise UserError(f"epochs is {epochs}; give a number above 0")
-        per_image = num_copies if METHODS[method].stream == "examples" else 1
-        given["examples"] = max(1, round(epochs * num_images * per_image))
+        given["examples"] = max(1, round(epochs * rows_an_epoch(method, num_images=num_images, num_copies=num_copies)))
     if given.get("optimizer") == "sgd":
         defaults |= _SGD
     fields = {"model": _MODEL_OF.get(dataset, Recipe.model), **defaults, **given}
     fields.setdefault("eval_every", max(fields["batch"], fields["examples"] // 30))
     fields.setdefault("log_every", 50 * fields["batch"])
     return Recipe(dataset=dataset, method=method, **fields)
+
+
+def rows_an_epoch(method: str, *, num_images: int, num_copies: int) -> int:
+    """Return what one pass over the data streams: examples, or images for a method that streams images.
+
+    Args:
+        method: One of `METHODS`.
+        num_images: Images to train on.
+        num_copies: 1 + α.
+    """
+    return num_images * (num_copies if METHODS[method].stream == "examples" else 1)
 
 
 def _measured(

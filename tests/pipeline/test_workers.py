@@ -2,6 +2,7 @@
 
 import multiprocessing
 import operator
+import os
 import shutil
 import signal
 import tempfile
@@ -28,6 +29,22 @@ def test_results_come_in_the_order_of_the_tasks_and_nothing_stays(handovers: Pat
         assert list(run(operator.mul, [])) == []
     assert multiprocessing.active_children() == []
     assert list(handovers.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["OMP_NUM_THREADS", "NUMBA_NUM_THREADS"])
+@pytest.mark.parametrize("own", [None, "2"])
+def test_only_the_workers_have_the_number_of_threads(
+    monkeypatch: pytest.MonkeyPatch, name: str, own: str | None
+) -> None:
+    monkeypatch.delenv(name, raising=False)
+    if own is not None:
+        monkeypatch.setenv(name, own)
+    with spread(name, 2, threads=3) as run:
+        results = run(os.getenv, ["none"] * 4)
+        assert os.environ.get(name) == own  # Numba here would fail on another number once its threads run
+        assert list(results) == ["3"] * 4
+    with spread(name, 2) as run:
+        assert list(run(os.getenv, ["none"])) == [own or "none"]
 
 
 @pytest.mark.parametrize("workers", [1, 2])

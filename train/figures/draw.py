@@ -9,7 +9,7 @@ import numpy as np
 
 from pipeline.pictures import Figure as Picture
 from train.figures.points import Figure, Panel
-from train.figures.rows import Row, curve, words
+from train.figures.rows import Row, curve, line_through, words
 
 _WIDTH_IN: Final = 5.5
 _HEIGHT_IN: Final = 4.2
@@ -74,7 +74,7 @@ def _draw_fits(axes: Any, fits: dict[str, dict[int, float]]) -> None:
         xs, ys = np.array([*found]), np.array([*found.values()])
         (line,) = axes.plot(xs, ys, marker="o", linestyle="", label=name)
         if len(xs) >= 2:
-            slope, base = np.polyfit(xs, ys, 1)
+            slope, base = line_through(found)
             axes.plot(xs, base + slope * xs, color=line.get_color(), label=f"{base:.0f} + {slope:.0f}·α")
     axes.set(xlabel="noisy labels a clean one, α", ylabel="clean labels needed")
     axes.grid(alpha=0.3)

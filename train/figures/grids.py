@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 
 from train.figures.points import AUTO_RATE, NOT_RUN, VAL_FRAC, Claim, Figure, Finding, Noise, Panel, Point, Scale
-from train.figures.rows import Mean, Row, best_curve, curve, where
+from train.figures.rows import Mean, Row, best_curve, curve, line_through, where
 
 SMALL_NETS: Final = ("perceptron", "mlp1", "mlp2", "mlp4", "conv4")
 HARMLESS: Final = 0.03  # a loss of accuracy below this is called none
@@ -232,7 +232,7 @@ def _linear_in_alpha(rows: list[Row]) -> Finding:
         if len(found) < 3:
             continue
         alphas, numbers = np.array([*found]), np.array([*found.values()])
-        slope, base = np.polyfit(alphas, numbers, 1)
+        slope, base = line_through(found)
         explained = 1 - ((numbers - slope * alphas - base) ** 2).sum() / ((numbers - numbers.mean()) ** 2).sum()
         right.append(explained > 0.9)
         told.append(f"{percent(target)}: {base:.0f} + {slope:.0f}·α (R² = {explained:.3f}, {len(found)} values of α)")
@@ -240,7 +240,7 @@ def _linear_in_alpha(rows: list[Row]) -> Finding:
 
 
 def _steeper_for_higher(rows: list[Row]) -> Finding:
-    slopes = {t: np.polyfit([*f], [*f.values()], 1)[0] for t in TARGETS if len(f := needed(rows, t)) >= 2}
+    slopes = {t: line_through(f)[0] for t in TARGETS if len(f := needed(rows, t)) >= 2}
     if len(slopes) < 2:
         return NOT_RUN
     told = ", ".join(f"{percent(target)}: {slope:.0f} labels a unit of α" for target, slope in slopes.items())

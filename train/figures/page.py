@@ -10,7 +10,7 @@ from typing import Final
 from pipeline.pictures import picture_bytes
 from train.figures.draw import draw
 from train.figures.points import Figure
-from train.figures.rows import Row, mean_of, words
+from train.figures.rows import KEY, Row, mean_of, words
 
 STYLE: Final = """
 body { font: 15px/1.45 system-ui, sans-serif; color: #1f2328; max-width: 1100px; margin: 2em auto; padding: 0 1em; }
@@ -22,22 +22,8 @@ img { max-width: 100%; }
 summary { cursor: pointer; }
 """
 _CLASS: Final = {"holds": "holds", "does not hold": "not", "in part": "part", "not run": "run"}
-_SETTING: Final = [
-    "law",
-    "order",
-    "delta",
-    "foreign",
-    "alpha",
-    "clean",
-    "model",
-    "method",
-    "batch",
-    "lr",
-    "schedule",
-    "ema",
-    "examples",
-    "rate",
-]
+_UNSHOWN: Final = {"experiment", "dataset", "scale", "log_every", "noise_seed", "seed"}
+_SETTING: Final = [*(name for name in KEY if name not in _UNSHOWN), "rate"]
 
 
 def page(figures: dict[str, tuple[Figure, list[Row]]]) -> str:
@@ -68,7 +54,7 @@ def _section(name: str, figure: Figure, rows: list[Row]) -> str:
         f"generators of their own); {'; '.join(told)}"
     )
     picture = ""
-    if figure.panels or figure.fits is not None:
+    if figure.is_drawn:
         encoded = base64.b64encode(picture_bytes(draw(figure, rows), "png")).decode()
         picture = f'<img alt="{html.escape(figure.title)}" src="data:image/png;base64,{encoded}">'
     return head + picture + _claims(figure, rows) + f"<p>{html.escape(facts)}</p>" + _table(rows)

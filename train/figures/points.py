@@ -166,3 +166,8 @@ class Figure:
     claims: tuple[Claim, ...]
     protocol: str
     fits: Callable[[list[Row]], dict[str, dict[int, float]]] | None = None
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether there is anything to draw."""
+        return bool(self.panels) or self.fits is not None

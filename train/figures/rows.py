@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, Final, NamedTuple, TypeAlias
 
+import numpy as np
 from scipy import stats
 
 from pipeline.atomic import write_file
@@ -173,6 +174,26 @@ def where(rows: Iterable[Row], **wanted: Any) -> list[Row]:
         allowed = value if isinstance(value, tuple) else (value,)
         kept = [row for row in kept if row[name] in allowed]
     return kept
+
+
+def figure_rows(path: Path, name: str) -> list[Row]:
+    """Read the rows of a figure, candidates of a learning rate left out.
+
+    Args:
+        path: What `merge_rows` wrote, or none yet.
+        name: Of the figure.
+    """
+    return [row for row in where(read_rows(path), experiment=name) if row["rate"] != "candidate"]
+
+
+def line_through(points: dict[int, float]) -> tuple[float, float]:
+    """Fit a line by least squares and return its slope and its value at 0.
+
+    Args:
+        points: y by x, at least two.
+    """
+    slope, base = np.polyfit([*points], [*points.values()], 1)
+    return float(slope), float(base)
 
 
 def curve(rows: Iterable[Row], *, x: str = "alpha", y: str = "top1_last") -> dict[float, Mean]:

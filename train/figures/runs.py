@@ -23,8 +23,7 @@ from train.data import open_data
 from train.experiment import Stopped, run_experiment, train_images
 from train.figures.points import AUTO_RATE, VAL_FRAC, Figure, Noise, Point, Scale, key_of
 from train.figures.rows import Row
-from train.methods import METHODS
-from train.recipes import Recipe, recipe_for
+from train.recipes import Recipe, recipe_for, rows_an_epoch
 
 LARGEST_SE: Final = 0.02  # of the noisy validation loss; above it the choice is that of ...
 CARRIED_ALPHA: Final = 10
@@ -166,12 +165,9 @@ def run_jobs(jobs: list[Job], workers: int) -> Iterator[Row]:
         console.print(f"{len(done)} of {len(jobs)}: {describe(row)}{eta}", highlight=False, soft_wrap=True)
         return row
 
-    if workers > 1:  # they read it when they import torch and numba
-        share = str(max(1, len(os.sched_getaffinity(0)) // workers))
-        os.environ |= {"OMP_NUM_THREADS": share, "NUMBA_NUM_THREADS": share}
     if not jobs:
         return
-    with spread(None, workers) as run:
+    with spread(None, workers, threads=max(1, len(os.sched_getaffinity(0)) // workers)) as run:
         for found in run(_run_or_signal, jobs):
             if isinstance(found, int):
                 raise Stopped(found)
@@ -256,8 +252,7 @@ def recipe_of(job: Job, dataset: DilutedSet) -> Recipe:
         **point.settings,
     }
     own = recipe_for(job.place.dataset, point.method, **given)
-    images = given["num_images"]
-    shown = images if METHODS[point.method].stream == "images" else images * given["num_copies"]
+    shown = rows_an_epoch(point.method, num_images=given["num_images"], num_copies=given["num_copies"])
     given = {"batch": min(own.batch, shown), **given}  # a recipe's batch may be more than a few clean images make
     examples = own.examples
     if not point.uncut:
@@ -295,8 +290,7 @@ def row_of(job: Job, recipe: Recipe, dataset: DilutedSet, result: dict[str, Any]
         "examples": result["examples"],
         "noise_seed": job.seed,
         "rate": job.how,
-        **{f"top1_{name}": accuracy[name] for name in ("last", "last10")},
-        **{f"top1_{name}": accuracy[name] for name in ("best_noisy_val", "best_test")},
+        **{f"top1_{name}": accuracy[name] for name in ("last", "last10", "best_noisy_val", "best_test")},
         "top5_last": result["top5_accuracy"],
         "noisy_val_loss": result["noisy_val_loss"],
         "noisy_val_loss_se": result["noisy_val_loss_se"],

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float32
 from torch import Tensor
 
 from pipeline.errors import UserError
-from pipeline.types import Batch
-from train.clock import Clock
-from train.learner import Learner
-from train.methods.histogram import histogram_targets
-from train.methods.plain import Method, Setting
+from train.methods.histogram import Histogram
+from train.methods.plain import Setting
 
 
 def marginal_loss(logits: Float[Tensor, "b k"], targets: Float[Tensor, "b k"]) -> Float[Tensor, ""]:
@@ -47,13 +44,12 @@ def diluted_logits(logits: Float[Tensor, "b k"], *, alpha: int) -> Float[Tensor,
     return torch.logaddexp(logits.log_softmax(dim=1), noise) - math.log1p(alpha)
 
 
-class Marginal(Method):
+class Marginal(Histogram):
     """`marginal_loss`: the net predicts classes, not noisy labels, and its own certainty sharpens its targets.
 
     Which of the labels is the right one is not known to it: it sees their counts alone.
     """
 
-    stream: ClassVar[Literal["examples", "images"]] = "images"
     only_law: ClassVar[str | None] = "uniform"
 
     def __init__(self, setting: Setting) -> None:
@@ -62,17 +58,12 @@ class Marginal(Method):
                 f"label_smoothing {setting.label_smoothing} is not defined for method marginal, whose targets the net "
                 "makes itself; leave it out, or give another --method"
             )
-        self.num_labels = 1 + setting.alpha
-        self.num_classes, self.alpha = setting.num_classes, setting.alpha
+        super().__init__(setting)
+        self.alpha = setting.alpha
 
-    def step(self, learner: Learner, batch: Batch, clock: Clock) -> dict[str, Tensor]:
-        """Train on one batch of images; accuracy is the share of an image's labels that the predicted class has."""
-        targets = histogram_targets(batch.labels, num_classes=self.num_classes)
-        logits = learner.logits(batch.images)
-        loss = marginal_loss(logits, targets.to(logits.dtype))
-        learner.update(loss, clock)
-        right = targets.gather(1, logits.detach().argmax(dim=1, keepdim=True))
-        return {"train/loss": loss.detach(), "train/top1_accuracy": right.mean()}
+    def loss(self, logits: Float[Tensor, "b k"], targets: Float32[Tensor, "b k"]) -> Float[Tensor, ""]:
+        """Compare logits with what `histogram_targets` returns."""
+        return marginal_loss(logits, targets)
 
     def noisy_logits(self, logits: Float[Tensor, "b k"]) -> Float[Tensor, "b k"]:
         """Return log-probabilities of one of an image's labels."""
