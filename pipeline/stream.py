@@ -53,13 +53,44 @@ class Stream:
 
     def at(self, positions: Int64[Array, " b"]) -> Places:
         """Find the examples at some positions, in any order and at any distance."""
-        epochs, offsets = np.divmod(positions, len(self))
-        index = np.empty_like(positions)
-        for epoch in np.unique(epochs):
-            here = epochs == epoch
-            index[here] = _order(len(self), self.seed, int(epoch))(offsets[here])
+        epochs, index = permuted(positions, len(self), self.seed)
         copies, ranks = np.divmod(index, len(self.images))
         return Places(epochs, ranks + self.images.start, copies)
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Order `full` of a part of the examples: in every epoch a new seeded permutation of their sorted ids.
+
+    Args:
+        example_ids: The part, ascending (copy · n + image id).
+        num_images: n of the whole data set.
+        seed: 64 bits; the run's seed, not the noise seed.
+    """
+
+    example_ids: Int64[Array, " e"]
+    num_images: int
+    seed: int
+
+    def __len__(self) -> int:
+        """Return the number of examples in an epoch."""
+        return len(self.example_ids)
+
+    def at(self, positions: Int64[Array, " b"]) -> Places:
+        """Find the examples at some positions, in any order and at any distance."""
+        epochs, index = permuted(positions, len(self), self.seed)
+        copies, image_ids = np.divmod(self.example_ids[index], self.num_images)
+        return Places(epochs, image_ids, copies)
+
+
+def permuted(positions: Int64[Array, " b"], size: int, seed: int) -> tuple[Int64[Array, " b"], Int64[Array, " b"]]:
+    """Return the epoch of some positions, and where each lies in that epoch's permutation of 0 to `size`."""
+    epochs, offsets = np.divmod(positions, size)
+    index = np.empty_like(positions)
+    for epoch in np.unique(epochs):
+        here = epochs == epoch
+        index[here] = _order(size, seed, int(epoch))(offsets[here])
+    return epochs, index
 
 
 @lru_cache(maxsize=4)

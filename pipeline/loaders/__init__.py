@@ -27,7 +27,7 @@ from pipeline.loaders.resident import open_resident
 from pipeline.loaders.types import How, Loader
 from pipeline.loaders.webdataset import open_webdataset
 from pipeline.passes import BLOCK_IMAGES, DEFAULT_WINDOW, Passes
-from pipeline.stream import Places, Stream, check_batch, rank_positions
+from pipeline.stream import Places, Stream, Subset, check_batch, rank_positions
 from pipeline.types import Batch
 
 LOADERS: Final[dict[str, Callable[[DilutedSet, ImageSplit, How], Loader]]] = {
@@ -181,6 +181,7 @@ def open_batches(
     start: int = 0,
     stream: Literal["examples", "images"] = "examples",
     images: range | None = None,
+    example_ids: Int64[Array, " e"] | None = None,
     order: str = "full",
     window: int | None = None,
     reuse: int = 1,
@@ -199,6 +200,7 @@ def open_batches(
         start: Position to begin at; the batches from there on are those of an uninterrupted run.
         stream: "examples" shows every copy with its label; "images" shows every image with all its labels.
         images: Image ids to train on; all by default.
+        example_ids: Examples to train on, ascending, in place of all copies of `images`.
         order: "full" shuffles all examples; "passes" goes over the images again and again, see `pipeline.passes`.
         window: Blocks that "passes" mixes with each other; by default 16, and 1 with a reuse, which keeps a window's
             images decoded (ImageNet's: some 600 MB a block).
@@ -225,11 +227,20 @@ def open_batches(
         raise UserError(f"law {law.name} shows other images as noise, which have no place in passes; give --order full")
     if order == "full" and reuse != 1:
         raise UserError(f"--reuse {reuse} is for --order passes, which shows an image's labels close to each other")
+    if example_ids is not None and (stream == "images" or order == "passes"):
+        what = "--order passes" if order == "passes" else "a method that sees all labels of an image at once"
+        raise UserError(f"{what} goes over whole images, and a selection keeps single examples; give another")
     images = range(dataset.formula.num_images) if images is None else images
     copies = 1 + dataset.formula.alpha if stream == "examples" else 1
     if window is None:
         window = DEFAULT_WINDOW if reuse == 1 else 1
-    made = Stream(images, copies, seed) if order == "full" else Passes(images, copies, seed, window, reuse)
+    made: Order
+    if example_ids is not None:
+        made = Subset(example_ids, dataset.formula.num_images, seed)
+    elif order == "full":
+        made = Stream(images, copies, seed)
+    else:
+        made = Passes(images, copies, seed, window, reuse)
     check_batch(batch, num_examples=len(made), world_size=world_size)
     name, why = choose(loader, dataset)
     how = How(dataset.augmentation, torch.device(device), seed=seed, keep=_kept(made), blocks=_blocks(made))
@@ -289,6 +300,7 @@ class Evaluation:
         *,
         own_labels: bool,
         images: range,
+        example_ids: Int64[Array, " e"] | None,
         positions: range,
         batch: int,
     ) -> None:
@@ -297,6 +309,7 @@ class Evaluation:
         self.loader = loader
         self.own_labels = own_labels  # those of the examples, not the source labels of images
         self.images = images
+        self.example_ids = example_ids
         self.positions = positions
         self.batch = batch
 
@@ -305,6 +318,9 @@ class Evaluation:
         return len(self.positions)
 
     def _places(self, positions: Int64[Array, " b"]) -> Places:
+        if self.example_ids is not None:
+            copies, image_ids = np.divmod(self.example_ids[positions], self.formula.num_images)
+            return Places(np.zeros_like(copies), image_ids, copies)
         copies, ranks = np.divmod(positions, len(self.images))
         return Places(np.zeros_like(copies), ranks + self.images.start, copies)
 
@@ -337,6 +353,7 @@ def open_evaluation(
     batch: int = 1000,
     stream: Literal["examples", "images"] = "images",
     images: range | None = None,
+    example_ids: Int64[Array, " e"] | None = None,
     loader: str = "auto",
     resize: str = "antialias",
     device: str | torch.device = "cpu",
@@ -352,6 +369,7 @@ def open_evaluation(
         stream: "images" shows every image with its source label, rows are image ids; "examples", of split "train",
             shows every copy with its own label, rows are example ids.
         images: Image ids to see; all by default.
+        example_ids: Of stream "examples": those to see, ascending, in place of all copies of `images`.
         loader: One of `LOADERS`, or "auto".
         resize: "antialias", or "linear", which is faster.
         device: Where batches are made.
@@ -364,12 +382,20 @@ def open_evaluation(
     train = split == "train"
     part = dataset.train if train else dataset.test
     images = range(part.num_images) if images is None else images
-    positions = range(len(images) * (1 if stream == "images" else 1 + dataset.formula.alpha))
+    whole = len(images) * (1 if stream == "images" else 1 + dataset.formula.alpha)
+    positions = range(whole if example_ids is None else len(example_ids))
     share = positions[len(positions) * rank // world_size : len(positions) * (rank + 1) // world_size]
     how = How(dataset.augmentation.for_evaluation(), torch.device(device), blocks=1)
     made = _open(choose(loader, dataset)[0], dataset, part, resize, how)
     return Evaluation(
-        dataset, train, made, own_labels=stream == "examples", images=images, positions=share, batch=batch
+        dataset,
+        train,
+        made,
+        own_labels=stream == "examples",
+        images=images,
+        example_ids=example_ids,
+        positions=share,
+        batch=batch,
     )
 
 

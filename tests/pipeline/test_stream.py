@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import UserError
-from pipeline.stream import Stream, check_batch, rank_positions
+from pipeline.stream import Stream, Subset, check_batch, rank_positions
 
 SEEDS = st.integers(0, 2**64 - 1)
 STREAMS = st.builds(
@@ -24,6 +24,20 @@ def test_an_epoch_holds_every_example_exactly_once(stream: Stream, epoch: int) -
     assert (places.epochs == epoch).all()
     expected = Counter((image, copy) for image in stream.images for copy in range(stream.num_copies))
     assert Counter(zip(places.image_ids.tolist(), places.copies.tolist(), strict=True)) == expected
+
+
+@given(SEEDS, st.sets(st.integers(0, 399), min_size=1), st.integers(0, 2**40))
+def test_an_epoch_of_a_subset_holds_each_of_its_examples_once(seed: int, chosen: set[int], epoch: int) -> None:
+    subset = Subset(np.array(sorted(chosen)), 100, seed)
+    places = subset.at(np.arange(len(subset)) + epoch * len(subset))
+    assert (places.epochs == epoch).all()
+    assert Counter((places.copies * 100 + places.image_ids).tolist()) == Counter(chosen)
+
+
+@given(SEEDS, st.lists(st.integers(0, 2**50), min_size=1, max_size=20))
+def test_a_subset_of_everything_is_the_stream(seed: int, positions: list[int]) -> None:
+    whole, subset = Stream(range(60), 4, seed), Subset(np.arange(240), 60, seed)
+    np.testing.assert_array_equal(whole.at(np.array(positions)), subset.at(np.array(positions)))
 
 
 @given(STREAMS, st.lists(st.integers(0, 2**60), min_size=1, max_size=20))

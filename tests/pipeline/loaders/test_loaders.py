@@ -1,5 +1,6 @@
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -115,6 +116,49 @@ def test_a_held_out_part_is_never_seen_and_ids_stay_those_of_the_whole() -> None
     assert batches.num_examples == 50 * (1 + ALPHA)
     rows = np.concatenate([next(batches).rows.numpy() for _ in range(1 + ALPHA)])
     assert sorted(rows) == sorted(c * NUM_IMAGES + i for c in range(1 + ALPHA) for i in range(50))
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_chosen_examples_alone_are_streamed_with_their_own_labels(world_size: int) -> None:
+    chosen = np.array([2, 5, 60, 61, 121, 244, 300, 304])  # of 61 · 5
+    opened = [
+        open_batches(DATASET, batch=8, example_ids=chosen, rank=rank, world_size=world_size)
+        for rank in range(world_size)
+    ]
+    assert opened[0].num_examples == 8
+    for epoch in range(2):
+        batches = [next(each) for each in opened]
+        rows = np.concatenate([batch.rows.numpy() for batch in batches])
+        np.testing.assert_array_equal(np.sort(rows), chosen)
+        copies, image_ids = np.divmod(rows, NUM_IMAGES)
+        labels = DATASET.formula.labels(image_ids, copies, DATASET.train.source_labels[image_ids])
+        np.testing.assert_array_equal(np.concatenate([batch.labels.numpy() for batch in batches]), labels)
+        assert epoch == 0 or (rows != chosen).any()
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_chosen_examples_alone_are_evaluated(world_size: int) -> None:
+    chosen = np.array([2, 5, 60, 61, 121, 244, 304])
+    parts = [
+        open_evaluation(
+            DATASET, "train", stream="examples", example_ids=chosen, batch=2, rank=rank, world_size=world_size
+        )
+        for rank in range(world_size)
+    ]
+    assert sum(map(len, parts)) == 7
+    rows = np.concatenate([batch.rows.numpy() for part in parts for batch in part])
+    np.testing.assert_array_equal(rows, chosen)
+    labels = np.concatenate([batch.labels.numpy() for part in parts for batch in part])
+    np.testing.assert_array_equal(
+        labels,
+        DATASET.formula.labels(rows % NUM_IMAGES, rows // NUM_IMAGES, DATASET.train.source_labels[rows % NUM_IMAGES]),
+    )
+
+
+@pytest.mark.parametrize("given", [{"order": "passes"}, {"stream": "images"}])
+def test_single_examples_have_no_place_where_whole_images_go_by(given: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="single examples"):
+        open_batches(DATASET, batch=2, example_ids=np.array([1, 2, 30]), **given)
 
 
 def test_rows_at_foretells_a_batch() -> None:
