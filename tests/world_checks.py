@@ -1,9 +1,10 @@
 """What test_distributed.py looks at from inside: run by torchrun, writes what each process saw."""
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import nn
@@ -17,7 +18,7 @@ from train.experiment import run_experiment
 from train.learner import Learner
 from train.methods import METHODS
 from train.metrics import Meter
-from train.recipes import Recipe
+from train.recipes import SELECTIONS, Recipe
 
 
 def images(rank: int, part: int) -> torch.Tensor:
@@ -97,11 +98,21 @@ def data() -> DilutedSet:
     return dilute(synthetic(num_train=120, num_test=41, height=8, width=8, channels=1, num_classes=4), alpha=3)
 
 
+SELECTING: Final[dict[str, Any]] = {"order": "full", "select_epochs": 8, "select_rate": 0.4, "weight_decay": 0.0}
+
+
+def selecting(name: str) -> Recipe:
+    """Return the recipe of a run on selected examples."""
+    return dataclasses.replace(recipe("plain", "mlp1"), **SELECTING, select=name)
+
+
 def run_everywhere(folder: Path, world: World) -> None:
-    """Run every method on a net without batch norm, and one with."""
+    """Run every method and every selection on a net without batch norm, and one with."""
     for method in METHODS:
         run_experiment(recipe(method, "mlp1"), data(), folder / method, world=world)
     run_experiment(recipe("plain", "conv2"), data(), folder / "conv2", world=world)
+    for name in SELECTIONS:
+        run_experiment(selecting(name), data(), folder / name, world=world)
 
 
 def main() -> None:

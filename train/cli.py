@@ -67,6 +67,27 @@ def train(
             "right), mixup, forward (knows the noise law), coteaching (two nets; knows how many labels are wrong)"
         ),
     ] = "plain",
+    select: Annotated[
+        str | None,
+        Option(
+            help="First decide which examples to train on: incv (labels that nets trained on the other half predict), "
+            "rsl (small mean losses, class by class); RUN/select-NAME/ has ids and scores [default: all]"
+        ),
+    ] = None,
+    select_epochs: Annotated[
+        float | None,
+        Option(
+            help="Passes over its data of each net that the selection trains "
+            "[default: rsl: the run's; incv: a quarter of them]"
+        ),
+    ] = None,
+    select_rate: Annotated[
+        float | None,
+        Option(
+            help="Share of wrong labels that the selection reckons with, in [0, 1) "
+            "[default: rsl: by the law; incv: estimated]"
+        ),
+    ] = None,
     loader: Annotated[
         str,
         Option(
@@ -201,6 +222,14 @@ def train(
             "gradients of right and of wrong labels; the weights stay what they are without [default: none]"
         ),
     ] = None,
+    example_losses: Annotated[
+        bool,
+        Option(
+            "--example-losses",
+            help="Of method plain: write the mean training loss of every example, losses.npy, by example id "
+            "(copy · n + image id) [default: off]",
+        ),
+    ] = False,
     checkpoint_every: Annotated[
         int | None,
         Option(help="Examples between checkpoints, besides one every 5 minutes [default: 10,000,000]"),
@@ -263,6 +292,9 @@ def train(
             "shards": shards,
             "source": source and str(source),
             "model": model,
+            "select": select,
+            "select_epochs": select_epochs,
+            "select_rate": select_rate,
             "loader": loader,
             "order": order,
             "window": window,
@@ -288,6 +320,7 @@ def train(
             "eval_every": eval_every,
             "log_every": log_every,
             "measure": measure,
+            "example_losses": example_losses or None,
             "checkpoint_every": checkpoint_every,
             "keep": keep,
         }

@@ -12,6 +12,7 @@ from pipeline.errors import UserError
 from pipeline.laws import Law, law_to_json
 from pipeline.sources import SOURCES, Source, open_source
 from train.recipes import check_choice
+from train.select.task import Part
 
 SHARDS: Final = Path("shards")  # where tools/build_shards writes
 IN_MEMORY_ALPHA: Final = {"mnist5k": 20}  # sets that need neither shards nor --alpha
@@ -119,3 +120,9 @@ def facts(dataset: DilutedSet) -> dict[str, Any]:
         "augmentation": dataclasses.asdict(dataset.augmentation),
         "source_labels_crc32": zlib.crc32(dataset.train.source_labels.astype("<u2").tobytes()),
     }
+
+
+def facts_of_part(part: Part) -> dict[str, Any]:
+    """Return what tells a part of the data from others; nothing of all of it."""
+    ids = {"train_ids_crc32": part.train, "noisy_val_ids_crc32": part.noisy_val}
+    return {name: zlib.crc32(each.astype("<i8").tobytes()) for name, each in ids.items() if each is not None}

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final, Literal
 
+import numpy as np
 import torch
+from jaxtyping import Float, Int64
+from numpy import ndarray as Array
 from rich.table import Table
+from torch import Tensor
 
 from pipeline.console import console
 from pipeline.dataset import DilutedSet
@@ -20,14 +25,16 @@ from pipeline.loaders import Batches, Evaluation, open_batches, open_evaluation
 from pipeline.votes import expected_vote
 from train.checkpoint import load_state
 from train.clock import Clock
-from train.data import facts
+from train.data import facts, facts_of_part
 from train.determinism import determinism
 from train.distributed import ALONE, World
 from train.evaluate import best_by_noisy_validation, columns, confusion
+from train.example_losses import ExampleLosses, write_losses
 from train.learner import Learner, resolve_precision
 from train.loop import Run, all_replaced, fit, load, stop_signals, write_weights
 from train.memory import parts_that_fit
 from train.methods import METHODS, Method, Setting
+from train.methods.forward import noisy_view
 from train.metrics import Display, Log
 from train.models import build_model
 from train.models.twins import Twins
@@ -35,6 +42,9 @@ from train.process import settle
 from train.recipes import Recipe
 from train.run_folder import RunFolder
 from train.schedule import learning_rate
+from train.select import SELECTORS, Judged, Part, Selection, Task
+from train.select.selection import check_selection, quality, read_selection, write_selection
+from train.select.task import ALL, judge_images
 
 MEMORISED: Final = 1_000  # training images whose wrong labels are looked at; the ids are a class-balanced shuffle
 
@@ -66,6 +76,7 @@ def run_experiment(
     *,
     resume: bool = False,
     save_confusion: Path | None = None,
+    part: Part = ALL,
     world: World = ALONE,
 ) -> dict[str, Any]:
     """Train, or go on training, and return what came out.
@@ -77,6 +88,7 @@ def run_experiment(
         resume: Go on with the run that lies there, with any number of processes; a finished one is only read.
         save_confusion: A .npy or .csv file for the confusion matrix of the last weights on the held-out images with
             their source labels. Test images have no part in it: noise that is ordered by it shapes training sets.
+        part: Which examples to train on and to validate on.
         world: The processes that share the run; all of them call this.
 
     Returns:
@@ -89,11 +101,17 @@ def run_experiment(
     """
     settle()
     with determinism(recipe.deterministic):
-        return _run_experiment(recipe, dataset, folder, resume, save_confusion, world)
+        return _run_experiment(recipe, dataset, folder, resume, save_confusion, part, world)
 
 
 def _run_experiment(
-    recipe: Recipe, dataset: DilutedSet, folder: Path, resume: bool, save_confusion: Path | None, world: World
+    recipe: Recipe,
+    dataset: DilutedSet,
+    folder: Path,
+    resume: bool,
+    save_confusion: Path | None,
+    part: Part,
+    world: World,
 ) -> dict[str, Any]:
     device = world.device()
     precision = world.together(lambda: resolve_precision(recipe.precision, device))
@@ -107,10 +125,10 @@ def _run_experiment(
         finished = resume and (folder / "result.json").exists()
         held_out = len(held_out_images(recipe, dataset))
         world.together(lambda: check_confusion_file(save_confusion, held_out, finished=finished))
-    method, batches = world.together(lambda: _training(recipe, dataset, learner))
-    config = {"recipe": dataclasses.asdict(recipe), "data": facts(dataset)}
+    method, batches = world.together(lambda: _training(recipe, dataset, learner, part))
+    config = {"recipe": dataclasses.asdict(recipe), "data": facts(dataset) | facts_of_part(part)}
     with ExitStack() as stack:
-        stack.callback(batches.close)
+        stack.callback(lambda: batches.close())
         console.print(f"loader: {batches.loader} ({batches.why})", highlight=False)
         claimed = world.together(
             lambda: RunFolder(folder, config, resume=resume, num_processes=world.size) if world.is_first else None
@@ -123,11 +141,20 @@ def _run_experiment(
             if save_confusion is not None:
                 learner.evaluated.load_state_dict(load_state(folder / "last.pt", device))
         else:
-            run = world.together(lambda: _run(recipe, dataset, folder, learner, method, batches))
+            selection = None
+            if recipe.select is not None:
+                selection, found = select(recipe, dataset, folder, world)
+                batches.close()
+                part = dataclasses.replace(part, train=selection.example_ids)
+                method, batches = world.together(
+                    lambda: _training(recipe, dataset, learner, part, wrong=selection.wrong_share)
+                )
+            run = world.together(lambda: _run(recipe, dataset, folder, learner, method, batches, part))
             load(run)
             _train(run)
             write_weights(run, "last.pt")
-            result = outcome(run)
+            write_example_losses(run)
+            result = outcome(run) | ({} if selection is None else {"selection": found})
             if claimed is not None:
                 claimed.write("result.json", result)
         if save_confusion is not None:  # after the result: a file that exists belongs to a finished run, or to others
@@ -141,8 +168,10 @@ def held_out_images(recipe: Recipe, dataset: DilutedSet) -> range:
     return range(train_images(num_images, recipe.val_frac), num_images)
 
 
-def _training(recipe: Recipe, dataset: DilutedSet, learner: Learner) -> tuple[Method, Batches]:
-    """Make the method of a run and open its batches."""
+def _training(
+    recipe: Recipe, dataset: DilutedSet, learner: Learner, part: Part, *, wrong: float | None = None
+) -> tuple[Method, Batches]:
+    """Make the method of a run and open its batches; `wrong` is the share of wrong labels in a selection."""
     held_in = held_out_images(recipe, dataset).start
     if not held_in:
         raise UserError(f"val_frac {recipe.val_frac} holds all {dataset.formula.num_images} images out; lower it")
@@ -158,7 +187,7 @@ def _training(recipe: Recipe, dataset: DilutedSet, learner: Learner) -> tuple[Me
             mixup_beta=recipe.mixup_beta,
             forget_rate=recipe.forget_rate,
             forget_epochs=recipe.forget_epochs,
-            wrong_share=wrong_share(dataset),
+            wrong_share=wrong_share(dataset) if wrong is None else wrong,
             seed=recipe.seed,
         )
     )
@@ -168,6 +197,7 @@ def _training(recipe: Recipe, dataset: DilutedSet, learner: Learner) -> tuple[Me
         seed=recipe.seed,
         stream=method.stream,
         images=range(held_in),
+        example_ids=part.train,
         order=recipe.order,
         window=recipe.window,
         reuse=recipe.reuse,
@@ -203,16 +233,28 @@ def _evaluation(
     )
 
 
-def _run(recipe: Recipe, dataset: DilutedSet, folder: Path, learner: Learner, method: Method, batches: Batches) -> Run:
+def _run(
+    recipe: Recipe,
+    dataset: DilutedSet,
+    folder: Path,
+    learner: Learner,
+    method: Method,
+    batches: Batches,
+    part: Part,
+) -> Run:
     """Open what a run is evaluated on, and put everything together."""
     held_out, adds_images = held_out_images(recipe, dataset), dataset.formula.law.adds_images
-    noisy_val = memorised = None
-    if held_out:
+    noisy_val = memorised = example_losses = None
+    if part.noisy_val is not None:
+        noisy_val = _evaluation(recipe, dataset, learner, "train", stream="examples", example_ids=part.noisy_val)
+    elif held_out:
         stream = "examples" if adds_images else "images"
         noisy_val = _evaluation(recipe, dataset, learner, "train", stream=stream, images=held_out)
     if not adds_images:
         looked_at = range(min(held_out.start, MEMORISED))
         memorised = _evaluation(recipe, dataset, learner, "train", images=looked_at)
+    if recipe.example_losses:
+        example_losses = ExampleLosses(dataset.formula.num_examples, learner.device, learner.world)
     return Run(
         recipe,
         dataset,
@@ -224,7 +266,19 @@ def _run(recipe: Recipe, dataset: DilutedSet, folder: Path, learner: Learner, me
         noisy_val=noisy_val,
         memorised=memorised,
         clock=Clock(recipe.batch, recipe.examples, batches.num_examples),
+        noisy_logits=noisy_logits(recipe, dataset, method),
+        example_losses=example_losses,
     )
+
+
+def noisy_logits(
+    recipe: Recipe, dataset: DilutedSet, method: Method
+) -> Callable[[Float[Tensor, "b k"]], Float[Tensor, "b k"]]:
+    """Return what turns logits into those of a noisy label: a net that saw selected labels predicts the class."""
+    if recipe.select is None:
+        return method.noisy_logits
+    formula = dataset.formula
+    return noisy_view(formula.law, alpha=formula.alpha, num_classes=formula.num_classes)
 
 
 def _train(run: Run) -> None:
@@ -244,6 +298,75 @@ def _train(run: Run) -> None:
             log.close()
     if signal_number:
         raise Stopped(signal_number)
+
+
+def select(recipe: Recipe, dataset: DilutedSet, folder: Path, world: World) -> tuple[Selection, dict[str, Any]]:
+    """Select the examples that a run is trained on, or read which were.
+
+    Args:
+        recipe: Of the run.
+        dataset: To select from.
+        folder: Of the run; the selection has a folder of its own in it.
+        world: The processes of the run.
+
+    Returns:
+        The selection, and what selection.json says of it: also how good it is, where the truth is known.
+
+    Raises:
+        UserError: If the selector cannot select.
+        Stopped: If a signal came.
+    """
+    name = str(recipe.select)
+    folder = folder / f"select-{name}"
+    before = world.from_first(read_selection(folder) if world.is_first else None)
+    if before is not None:
+        return before
+    folder.mkdir(exist_ok=True)
+
+    def train(phase: Recipe, where: Path, part: Part) -> None:
+        console.print(f"selection {name}: training net {where.name}", highlight=False)
+        run_experiment(phase, dataset, where, resume=True, part=part, world=world)
+
+    task = Task(
+        recipe=recipe,
+        dataset=dataset,
+        num_images=held_out_images(recipe, dataset).start,
+        folder=folder,
+        world=world,
+        train=train,
+        judge=lambda phase, weights, images: _judge(phase, dataset, weights, images, world),
+    )
+    try:
+        selection = SELECTORS[name](task)
+        check_selection(selection, task.labels(), dataset.num_classes, name)
+    except UserError as error:
+        raise world.end_of_all(error) from None
+    truth = dataset.formula
+    said: dict[str, float] = {"kept": int(selection.kept.sum()), "judged": int((~np.isnan(selection.scores)).sum())}
+    if not truth.law.adds_images:
+        right = task.labels() == np.tile(dataset.train.source_labels, 1 + truth.alpha)
+        said |= quality(selection, right)
+    if world.is_first:
+        write_selection(folder, selection, dataset, said)
+    return selection, {**said, "wrong_share": selection.wrong_share, **selection.told}
+
+
+def _judge(recipe: Recipe, dataset: DilutedSet, weights: Path, images: Int64[Array, " i"], world: World) -> Judged:
+    """Ask the net of a finished run about some images of the training split."""
+    learner = build_learner(recipe, dataset, world.device())
+    learner.world = world
+    learner.evaluated.load_state_dict(load_state(weights, learner.device))
+    asked = _evaluation(recipe, dataset, learner, "train", example_ids=images)
+    return judge_images(learner, asked, dataset.formula.num_images, dataset.formula.alpha)
+
+
+def write_example_losses(run: Run) -> None:
+    """Write the mean training loss of every example, if they were added up."""
+    if run.example_losses is None:
+        return
+    losses = run.example_losses.means(run.batches, run.clock.examples)
+    if run.world.is_first:
+        write_losses(run.folder / "losses.npy", losses)
 
 
 def check_confusion_file(path: Path, num_held_out: int, *, finished: bool) -> None:

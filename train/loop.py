@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from pipeline.dataset import DilutedSet
 from pipeline.errors import UserError
@@ -21,6 +22,7 @@ from train.checkpoint import load_checkpoint, save_checkpoint, save_state
 from train.clock import Clock
 from train.distributed import World
 from train.evaluate import TOP, best_by_noisy_validation, evaluate, memorisation
+from train.example_losses import ExampleLosses
 from train.learner import Learner
 from train.memory import is_out_of_memory, out_of_memory
 from train.methods import Method
@@ -48,6 +50,8 @@ class Run:
             none.
         memorised: Training images whose wrong labels the net may have learned; None if other images carry those.
         clock: The time.
+        noisy_logits: Turns the net's logits into those of a noisy label, for the noisy validation.
+        example_losses: Where the losses of single examples are added up, if they are wanted.
         evaluations: One row each, in order.
         replaced: Ids of images (n + those of foreign ones) that could not be read and in whose place others were
             trained on.
@@ -63,6 +67,8 @@ class Run:
     noisy_val: Evaluation | None
     memorised: Evaluation | None
     clock: Clock
+    noisy_logits: Callable[[Tensor], Tensor]
+    example_losses: ExampleLosses | None = None
     evaluations: list[dict[str, float]] = field(default_factory=list)
     replaced: set[int] = field(default_factory=set)
     meter: Meter = field(init=False)
@@ -127,8 +133,12 @@ def train_on(run: Run, batch: Batch) -> None:
         if run.recipe.measure is not None and run.clock.passing(run.recipe.log_every):
             with run.pace.pausing():
                 probe_noise_scale(run, batch)
+        losses: list[Tensor | None] = []
         for part in [batch] if learner.accumulate == 1 else batch.parts(learner.accumulate):
             run.meter.add(run.method.step(learner, part, run.clock))
+            losses.append(run.method.row_losses)
+        if run.example_losses is not None:
+            run.example_losses.add(batch, torch.cat([each for each in losses if each is not None]))
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -186,7 +196,7 @@ def evaluate_now(run: Run, log: Log | None) -> None:
     if run.noisy_val is not None:
         formula = run.dataset.formula
         noise = None if formula.law.adds_images else formula
-        noisy = evaluate(run.learner, run.noisy_val, noise, run.method.noisy_logits)
+        noisy = evaluate(run.learner, run.noisy_val, noise, run.noisy_logits)
         row |= {"eval/noisy_val_loss": noisy.loss, "eval/noisy_val_loss_se": noisy.loss_se}
     if log is not None:
         log.write(run.clock, row)
@@ -211,6 +221,8 @@ def save(run: Run) -> None:
     check_finite(run)
     run.meter.share()
     state: dict[str, Any] = {part: getattr(run, part).state_dict() for part in _SAVED}
+    if run.example_losses is not None:
+        state["example_losses"] = run.example_losses.state_dict()
     state |= {"evaluations": run.evaluations, **all_replaced(run)}
     if run.world.is_first:
         save_checkpoint(run.folder, state, keep=run.recipe.keep)
@@ -239,6 +251,8 @@ def load(run: Run) -> None:
     if state is not None:
         for part in _SAVED:
             getattr(run, part).load_state_dict(state[part])
+        if run.example_losses is not None:
+            run.example_losses.load_state_dict(state["example_losses"])
         run.evaluations = state["evaluations"]
         run.replaced = set(state["replaced"])
         run.batches.num_replaced = state["num_replaced"] if world.is_first else 0

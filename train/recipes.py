@@ -19,6 +19,8 @@ from train.models import check_model
 from train.noise_scale import LEAST_BATCH, MEASURES
 from train.schedule import SCHEDULES
 
+SELECTIONS: Final = ("incv", "rsl")  # `train.select` has their code
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -35,6 +37,10 @@ class Recipe:
         clean: Use the first so many images of the class-balanced order; None is all.
         model: One of `train.models.MODELS`, or a model of timm.
         method: One of `METHODS`.
+        select: One of `SELECTIONS`, a phase that decides which examples are trained on; None trains on all.
+        select_epochs: Passes over its data of each net that the selection trains; None is its own choice.
+        select_rate: Share of wrong labels that the selection reckons with, in [0, 1); None is what the law says, or an
+            estimate.
         loader: One of the loaders, or "auto".
         order: "full" or "passes".
         window: Blocks of 1,024 images that order "passes" mixes; None is the loaders' default.
@@ -65,6 +71,7 @@ class Recipe:
         eval_every: Examples between evaluations.
         log_every: Examples between readings of the device's metrics.
         measure: One of `MEASURES`, probed at every reading of the metrics; None measures nothing besides them.
+        example_losses: Keep the mean training loss of every example, in losses.npy; for method plain.
         checkpoint_every: Examples between checkpoints; there is one every five minutes besides.
         keep: How many checkpoints to keep.
 
@@ -82,6 +89,9 @@ class Recipe:
     clean: int | None = None
     model: str = "conv4"
     method: str = "plain"
+    select: str | None = None
+    select_epochs: float | None = None
+    select_rate: float | None = None
     loader: str = "auto"
     order: str = "full"
     window: int | None = None
@@ -109,6 +119,7 @@ class Recipe:
     eval_every: int = 100_000
     log_every: int = 25_600
     measure: str | None = None
+    example_losses: bool = False
     checkpoint_every: int = 10_000_000
     keep: int = 2
 
@@ -118,10 +129,13 @@ class Recipe:
         check_choice("optimizer", self.optimizer, OPTIMIZERS)
         check_choice("schedule", self.schedule, SCHEDULES)
         check_choice("precision", self.precision, PRECISIONS)
-        for name in ("momentum", "beta2", "warmup_frac", "val_frac", "label_smoothing", "forget_rate"):
+        for name in ("momentum", "beta2", "warmup_frac", "val_frac", "label_smoothing", "forget_rate", "select_rate"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
                 raise UserError(f"{name} is {value}; give a number in [0, 1)")
+        if self.example_losses and self.method != "plain":
+            raise UserError(f"example_losses adds up the losses of method plain, this is {self.method}; leave it out")
+        self._check_selection()
         if not 0 < self.forget_epochs < math.inf:
             raise UserError(f"forget_epochs is {self.forget_epochs}; give a finite number above 0")
         for name in ("lr", "weight_decay", "ema", "mixup_beta"):
@@ -156,6 +170,33 @@ class Recipe:
                 )
         if not 0 <= self.seed < 2**64:
             raise UserError(f"seed {self.seed}; give a whole number in [0, 2^64)")
+
+    def _check_selection(self) -> None:
+        if self.select is None:
+            for name in ("select_epochs", "select_rate"):
+                if getattr(self, name) is not None:
+                    raise UserError(
+                        f"{name} {getattr(self, name)} is for a selection; give --select {' or '.join(SELECTIONS)}, "
+                        "or leave it out"
+                    )
+            return
+        check_choice("selection", self.select, SELECTIONS)
+        if self.select_epochs is not None and not 0 < self.select_epochs < math.inf:
+            raise UserError(f"select_epochs is {self.select_epochs}; give a finite number above 0")
+        if METHODS[self.method].stream == "images":
+            raise UserError(
+                f"selection {self.select} keeps single examples, and {self.method} sees all labels of an image at "
+                "once; give another --method"
+            )
+        if self.order == "passes":
+            raise UserError(
+                f"selection {self.select} keeps single examples, and --order passes goes over all; give --order full"
+            )
+        if self.select == "rsl" and self.method == "coteaching" and self.forget_rate is None:
+            raise UserError(
+                "selection rsl does not say how many of the labels that it keeps are wrong; give --forget-rate, the "
+                "share of them in [0, 1)"
+            )
 
 
 # What may differ when a run is resumed: where the data lies (its facts are compared instead), how often to save.

@@ -146,7 +146,11 @@ class Batches(Iterator[Batch]):
 
     def rows_at(self, start: int) -> Int64[Array, " b"]:
         """Return the example ids of the batch that begins at `start`, of all ranks, without reading an image."""
-        return self._maker.rows(self._maker.order.at(np.arange(start, start + self.batch)))
+        return self.rows_between(start, start + self.batch)
+
+    def rows_between(self, start: int, end: int) -> Int64[Array, " b"]:
+        """Return the example ids at some positions."""
+        return self._maker.rows(self._maker.order.at(np.arange(start, end)))
 
     def __next__(self) -> Batch:
         """Return the batch at `position` and move on."""

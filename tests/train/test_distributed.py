@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import world_checks
@@ -23,6 +24,7 @@ from train.distributed import World, joined
 from train.experiment import run_experiment
 from train.methods import METHODS
 from train.models import build_model
+from train.recipes import SELECTIONS
 
 pytestmark = pytest.mark.slow
 
@@ -152,6 +154,17 @@ def test_every_method_trains_the_same_net_in_two_processes(two: Path, tmp_path: 
     for name in ("top1_accuracy", "class_accuracy", "num_test_images", "num_noisy_val_images"):
         assert theirs[name] == result[name]
     assert theirs["memorisation"] == pytest.approx(result["memorisation"], abs=1e-3)
+
+
+@pytest.mark.parametrize("name", SELECTIONS)
+def test_two_processes_select_the_same_examples(two: Path, tmp_path: Path, name: str) -> None:
+    asked = dataclasses.replace(world_checks.selecting(name), accumulate=1)
+    run_experiment(asked, world_checks.data(), tmp_path / name)
+    ours, theirs = (np.load(folder / name / f"select-{name}" / "selected.npy") for folder in (two, tmp_path))
+    np.testing.assert_array_equal(ours["kept"], theirs["kept"])
+    assert 0 < ours["kept"].sum() < len(ours)
+    np.testing.assert_allclose(ours["score"], theirs["score"], rtol=1e-4)
+    assert_close(two / name, tmp_path / name)
 
 
 def test_batch_norm_sees_each_process_own_part(two: Path, tmp_path: Path) -> None:

@@ -291,6 +291,7 @@ def _open_run(net: Net, dataset: DilutedSet, *, method: str = "plain", compile: 
         noisy_val=None,
         memorised=None,
         clock=Clock(recipe.batch, recipe.examples, batches.num_examples),
+        noisy_logits=step.noisy_logits,
     )
     log = Log(folder, examples=0)
     for part in (batches, log):  # before the folder goes

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from contextlib import suppress
 from typing import ClassVar
 
 import torch
@@ -16,7 +15,7 @@ from pipeline.laws.law import check_share
 from pipeline.types import Batch
 from train.clock import Clock
 from train.learner import Learner
-from train.methods.forward import known_transition, seen_through
+from train.methods.forward import noisy_view
 from train.methods.plain import Method, Setting
 
 
@@ -112,10 +111,7 @@ class Coteaching(Method):
         check_share("forget_rate", rate, below_one=True)
         self.label_smoothing = setting.label_smoothing
         self.forget_rate, self.forget_epochs = rate, setting.forget_epochs
-        self.transition: Tensor | None = None
-        with suppress(UserError):  # of laws that know no matrix
-            matrix = known_transition(setting.law, alpha=setting.alpha, num_classes=setting.num_classes)
-            self.transition = torch.tensor(matrix)
+        self._noisy_view = noisy_view(setting.law, alpha=setting.alpha, num_classes=setting.num_classes)
 
     def step(self, learner: Learner, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         """Train both nets on one batch; loss (over the rows that it trains on) and accuracy are the first net's."""
@@ -136,4 +132,4 @@ class Coteaching(Method):
 
     def noisy_logits(self, logits: Float[Tensor, "b k"]) -> Float[Tensor, "b k"]:
         """Return log-probabilities of a noisy label, where the law knows its matrix."""
-        return logits if self.transition is None else seen_through(logits, self.transition)
+        return self._noisy_view(logits)

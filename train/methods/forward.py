@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float, Float64, Int64
 from numpy import ndarray as Array
@@ -44,6 +46,15 @@ def seen_through(logits: Float[Tensor, "b k"], transition: Float[Tensor, "k k"])
     """
     seen = logits.softmax(dim=1) @ transition.to(logits)
     return seen.clamp(min=torch.finfo(seen.dtype).tiny).log()
+
+
+def noisy_view(law: Law, *, alpha: int, num_classes: int) -> Callable[[Float[Tensor, "b k"]], Float[Tensor, "b k"]]:
+    """Return what turns logits of the true class into those of the label; nothing changes where no matrix is known."""
+    try:
+        transition = torch.tensor(known_transition(law, alpha=alpha, num_classes=num_classes))
+    except UserError:
+        return lambda logits: logits
+    return lambda logits: seen_through(logits, transition)
 
 
 def known_transition(law: Law, *, alpha: int, num_classes: int) -> Float64[Array, "k k"]:

@@ -52,6 +52,7 @@ class Method(ABC):
         only_law: The law that it is defined for; None for any.
         num_nets: Nets that it trains: one, or two as `Twins`.
         num_labels: Labels that one row of a batch brings to the loss.
+        row_losses: Of the latest step, of a method whose rows have one each; without gradient.
     """
 
     stream: ClassVar[Literal["examples", "images"]] = "examples"
@@ -59,6 +60,7 @@ class Method(ABC):
     only_law: ClassVar[str | None] = None
     num_nets: ClassVar[int] = 1
     num_labels: int = 1
+    row_losses: Tensor | None = None
 
     @abstractmethod
     def __init__(self, setting: Setting) -> None: ...
@@ -81,7 +83,8 @@ class Plain(Method):
     def step(self, learner: Learner, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         """Train on one batch."""
         logits = learner.logits(batch.images)
-        loss = F.cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)
+        losses = F.cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing, reduction="none")
+        loss, self.row_losses = losses.mean(), losses.detach()
         learner.update(loss, clock)
         right = logits.detach().argmax(dim=1) == batch.labels
         return {"train/loss": loss.detach(), "train/top1_accuracy": right.float().mean()}

@@ -1,0 +1,222 @@
+"""Selections, from the choice of single examples to whole runs on what was chosen."""
+
+import csv
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from calls import call, rows, same, weights
+
+from pipeline.dataset import DilutedSet, dilute
+from pipeline.errors import UserError
+from pipeline.laws import Symmetric
+from pipeline.sources.synthetic import synthetic
+from train.clock import Clock
+from train.experiment import run_experiment
+from train.learner import Learner
+from train.methods.plain import Plain
+from train.recipes import SELECTIONS, Recipe
+from train.select import SELECTORS, Selection
+from train.select.incv import best_iterations, largest, split
+from train.select.rsl import smallest_of_classes
+from train.select.selection import check_selection, quality
+
+# 120 images, 12 held out; one pass over all is 108 examples.
+FIELDS: dict[str, Any] = {"dataset": "synthetic", "model": "mlp1", "batch": 12, "examples": 1080, "precision": "fp32"}
+FIELDS |= {"optimizer": "adamw", "lr": 3e-3, "checkpoint_every": 360, "eval_every": 360}
+
+
+@pytest.fixture
+def wrong_set() -> DilutedSet:
+    """120 images of 4 classes, one label in four wrong."""
+    source = synthetic(num_train=120, num_test=40, height=8, width=8, channels=1, num_classes=4)
+    return dilute(source, alpha=0, law=Symmetric(0.25))
+
+
+def test_the_menu_is_the_recipes() -> None:
+    assert tuple(SELECTORS) == SELECTIONS
+
+
+def test_the_smallest_of_each_class_are_kept_and_of_equals_the_first() -> None:
+    nan = float("nan")
+    labels = np.array([0, 0, 0, 0, 0, 1, 1, 1, 1, 1], dtype=np.uint16)
+    losses = np.array([3, 1, 1, 1, nan, 5, 9, 7, 8, 6], dtype=np.float32)
+    # Class 0: 4 seen, class 1: 5; half of the labels wrong: max(1 - 1.2/2, 0.8/2) = 0.4, so 1.6 and 2 candidates.
+    # m = 1.6/0.5 = 3.2, z = 2/1.6, γ = 1.125: at most 1.125 · 0.5 · 3.2 = 1.8 of each.
+    kept = smallest_of_classes(losses, labels, np.array([0.5, 0.5]), np.array([0.5, 0.5]))
+    assert np.flatnonzero(kept).tolist() == [1, 5]
+    all_right = smallest_of_classes(losses, labels, np.zeros(2), np.array([4 / 9, 5 / 9]))
+    assert np.flatnonzero(all_right).tolist() == [0, 1, 2, 3, 5, 6, 7, 8, 9]  # but for what was never seen
+
+
+def test_halves_part_images_and_never_their_copies() -> None:
+    candidates = np.zeros(4 * 30, dtype=np.bool_)
+    candidates[[3, 33, 63, 40, 41, 42, 100, 29, 59, 7]] = True  # of six images
+    halves = split(candidates, 30, seed=1, iteration=0)
+    assert ((halves[0] ^ halves[1]) == candidates).all()
+    images = [set(np.flatnonzero(half) % 30) for half in halves]
+    assert images[0] & images[1] == set()
+    assert sorted(map(len, images)) == [3, 3]
+    others = [split(candidates, 30, seed=seed, iteration=iteration) for seed, iteration in ((1, 1), (2, 0), (3, 2))]
+    assert any((other != halves).any() for other in others)
+    np.testing.assert_array_equal(split(candidates, 30, seed=1, iteration=0), halves)
+
+
+def test_the_largest_losses_are_marked_and_none_for_none() -> None:
+    losses = np.array([1, 9, 5, 9, 7], dtype=np.float32)
+    of = np.array([True, False, True, True, True])
+    assert np.flatnonzero(largest(losses, of, 2)).tolist() == [3, 4]
+    assert not largest(losses, of, 0).any()  # the authors' [-0:] is everything
+    assert largest(losses, of, 99).sum() == 4
+
+
+@pytest.mark.parametrize(
+    ("ratio", "pairs", "expected"), [(0.2, False, 4), (0.5, False, 2), (0.8, False, 1), (0.2, True, 1)]
+)
+def test_early_weights_judge_for_as_long_as_the_authors_say(ratio: float, pairs: bool, expected: int) -> None:
+    assert best_iterations(ratio, pairs=pairs) == expected
+
+
+def test_a_selection_without_a_class_is_refused() -> None:
+    labels = np.array([0, 1, 1, 2], dtype=np.uint16)
+    scores = np.array([1, 1, 1, np.nan], dtype=np.float32)
+    kept = np.array([True, False, False, False])
+    with pytest.raises(UserError, match="selection rsl keeps none of the 2 examples with label 1,"):
+        check_selection(Selection(kept, scores, None, {}), labels, 3, "rsl")
+    kept[1] = True
+    check_selection(Selection(kept, scores, None, {}), labels, 3, "rsl")  # label 2 was held out
+
+
+def test_quality_counts_what_was_judged() -> None:
+    scores = np.array([4, 3, 2, 1, np.nan], dtype=np.float32)
+    kept, right = np.array([True, True, False, False, False]), np.array([True, False, True, False, True])
+    found = quality(Selection(kept, scores, None, {}), right)
+    assert found == {"label_precision": 0.5, "label_recall": 0.5, "auroc": 0.75}
+
+
+def selected(run: Path, name: str) -> Any:
+    return np.load(run / f"select-{name}" / "selected.npy")
+
+
+@pytest.mark.parametrize("name", SELECTIONS)
+def test_a_run_trains_on_what_was_selected_and_on_nothing_else(
+    wrong_set: DilutedSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    step, seen = Plain.step, set()
+
+    def spied(self: Plain, learner: Learner, batch: Any, clock: Clock) -> Any:
+        if clock.total_examples == 1092:  # the run's own steps
+            seen.update(batch.rows.tolist())
+        return step(self, learner, batch, clock)
+
+    monkeypatch.setattr(Plain, "step", spied)
+    recipe = Recipe(**FIELDS | {"examples": 1092}, select=name, select_epochs=8, select_rate=0.25)
+    result = run_experiment(recipe, wrong_set, tmp_path / "run")
+    table = selected(tmp_path / "run", name)
+    assert set(table["example_id"][table["kept"]]) == seen
+    assert np.isnan(table["score"][108:]).all()
+    assert not table["kept"][108:].any()
+    assert not np.isnan(table["score"][:108]).any()
+    right = wrong_set.formula.all_labels(np.arange(120), wrong_set.train.source_labels)[:, 0]
+    right = right == wrong_set.train.source_labels
+    said = result["selection"]
+    assert said["kept"] == table["kept"].sum() == len(seen)
+    assert said["label_precision"] == right[table["kept"]].mean() > right[:108].mean()  # better than no selection
+    assert said == json.loads((tmp_path / "run" / f"select-{name}" / "selection.json").read_text())
+    text = (tmp_path / "run" / f"select-{name}" / "selected.csv").read_text(encoding="utf-8")
+    lines = list(csv.DictReader(text.splitlines()))
+    assert [int(line["example_id"]) for line in lines if line["kept"] == "1"] == sorted(seen)
+    assert len(lines) == 108
+
+
+@pytest.mark.parametrize("name", SELECTIONS)
+def test_copies_are_selected_one_by_one(tiny: DilutedSet, tmp_path: Path, name: str) -> None:
+    recipe = Recipe(**FIELDS, select=name, select_epochs=3, **({"select_rate": 0.5} if name == "incv" else {}))
+    run_experiment(recipe, tiny, tmp_path / "run")
+    table = selected(tmp_path / "run", name)
+    by_copy = table["kept"].reshape(4, 120)
+    assert by_copy.any(axis=1).all()
+    labels = tiny.formula.all_labels(np.arange(120), tiny.train.source_labels).T
+    same_label = labels[1] == labels[0]
+    if name == "incv":  # a net that predicts a label predicts it for all copies that carry it
+        np.testing.assert_array_equal(by_copy[0][same_label], by_copy[1][same_label])
+    assert not by_copy[:, 108:].any()
+
+
+@pytest.mark.parametrize("name", SELECTIONS)
+@pytest.mark.parametrize("at", [7, 60, 100])
+def test_a_killed_selection_goes_on_and_ends_the_same(
+    wrong_set: DilutedSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, at: int
+) -> None:
+    recipe = Recipe(**FIELDS, select=name, select_epochs=4, select_rate=0.25)
+    run_experiment(recipe, wrong_set, tmp_path / "whole")
+    step, done = Plain.step, 0
+
+    def killed(self: Plain, learner: Learner, batch: Any, clock: Clock) -> Any:
+        nonlocal done
+        done += 1
+        if done == at:
+            raise KeyboardInterrupt
+        return step(self, learner, batch, clock)
+
+    monkeypatch.setattr(Plain, "step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(recipe, wrong_set, tmp_path / "cut")
+    run_experiment(recipe, wrong_set, tmp_path / "cut", resume=True)
+    assert same(weights(tmp_path / "cut"), weights(tmp_path / "whole"))
+    for column in ("score", "kept"):
+        found = (selected(tmp_path / end, name)[column] for end in ("cut", "whole"))
+        np.testing.assert_array_equal(*found)
+    assert rows(tmp_path / "cut")[-1] == rows(tmp_path / "whole")[-1]
+
+
+def test_nothing_wrong_keeps_all_that_can_be_learnt(tmp_path: Path) -> None:
+    clean = dilute(synthetic(num_train=120, num_test=40, height=8, width=8, channels=1, num_classes=4), alpha=0)
+    recipe = Recipe(**FIELDS, select="rsl", select_epochs=2)
+    result = run_experiment(recipe, clean, tmp_path / "rsl")
+    assert result["selection"]["kept"] == result["selection"]["judged"] == 108  # its rate is 0
+    result = run_experiment(
+        dataclasses.replace(recipe, select="incv", select_rate=0.0, select_epochs=40), clean, tmp_path / "incv"
+    )
+    iterations = result["selection"]["iterations"]
+    assert all(each["selected"] + each["candidates"] == 108 for each in iterations)  # nothing is removed
+    assert result["selection"]["wrong_share"] == 0
+
+
+def test_weights_that_were_selected_for_are_validated_through_the_noise(wrong_set: DilutedSet, tmp_path: Path) -> None:
+    recipe = Recipe(**FIELDS, select="rsl", select_epochs=4)
+    result = run_experiment(recipe, wrong_set, tmp_path / "run")
+    assert result["noisy_val_loss"] >= -np.log(0.75)  # no view of the class gives a label more than its share
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"select": "insv"}, "unknown selection 'insv'; the selections are: incv, rsl"),
+        ({"select_rate": 0.5}, "select_rate 0.5 is for a selection; give --select incv or rsl"),
+        ({"select": "rsl", "select_rate": 1.0}, r"select_rate is 1.0; give a number in \[0, 1\)"),
+        ({"select": "rsl", "select_epochs": 0.0}, "select_epochs is 0.0; give a finite number above 0"),
+        (
+            {"select": "rsl", "method": "histogram"},
+            "selection rsl keeps single examples, and histogram sees",
+        ),
+        ({"select": "incv", "order": "passes"}, "give --order full"),
+        ({"select": "rsl", "method": "coteaching"}, "give --forget-rate"),
+    ],
+)
+def test_what_does_not_go_with_a_selection_is_refused(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        Recipe(**FIELDS, **given)
+
+
+def test_massive_noise_on_few_examples_says_that_the_ratio_is_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    flags = ("--alpha", "20", "--clean", "300", "--model", "perceptron", "--epochs", "1", "--select", "incv")
+    assert call(monkeypatch, "mnist5k", *flags, "--out", str(tmp_path / "run")) == 2
+    assert "selection incv cannot tell the noise ratio: accuracy" in (error := capfd.readouterr().err)
+    assert error.rstrip().endswith("give --select-rate")

@@ -1,0 +1,211 @@
+"""Iterative noisy cross-validation: an example is selected when a net that never saw it predicts its label."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int64
+from numpy import ndarray as Array
+
+from kernels.permutation import permutation
+from kernels.philox import FOLD
+from pipeline.console import console
+from pipeline.errors import UserError
+from train.recipes import Recipe
+from train.select.selection import Selection
+from train.select.task import Judged, Part, Task
+from train.theory.incv import estimate_noise_ratio, remove_ratio, selected_noise_ratio
+
+ITERATIONS: Final = 4
+PAIRS: Final = ("pair", "map")  # laws that send a class to one other class
+_FITS: Final = 0.9
+_SHARE_OF_RUN: Final = 0.25  # passes of each training against those of the run; the authors' are 50 and 200
+
+
+@dataclass
+class State:
+    """How far a selection has come; all by example id.
+
+    Args:
+        selected: In the selection.
+        candidates: Neither selected nor removed yet.
+        scores: Minus the loss of an example when it was last judged; nan before.
+    """
+
+    selected: Bool[Array, " e"]
+    candidates: Bool[Array, " e"]
+    scores: Float32[Array, " e"]
+
+
+def select_incv(task: Task) -> Selection:
+    """Train on one half and select from the other, four times each way.
+
+    Copies of an image are always in the same half. A net that is trained on half of the candidates and on what is
+    selected judges the other half: examples whose label it predicts are selected, and of those with the largest losses
+    up to twice as many are removed for good (not under laws that send a class to one other, where they say less).
+    All nets begin at the same weights. Those that judge are, as long as little is selected, the ones of the lowest loss
+    on the other half's labels; later the last ones.
+
+    The noise ratio is the given one, or estimated from the first half, under the symmetric law whatever the law is.
+
+    Source: Chen et al. 2019 (INCV, arXiv 1905.05040).
+    Deviates: the number of passes is `select_epochs`, by default a quarter of the run's, with the run's own optimizer
+        and schedule; weights are chosen by loss, the authors' by accuracy. Nothing is removed where the ratio asks for
+        none: the authors' code then removes the whole half. What is removed is never among what is selected.
+
+    Raises:
+        UserError: If the noise ratio cannot be told, or nothing is left to train on.
+    """
+    labels, candidates = task.labels().astype(np.int64), task.candidates()
+    recipe, formula = task.recipe, task.dataset.formula
+    state = State(np.zeros_like(candidates), candidates, np.full(len(labels), np.nan, dtype=np.float32))
+    ratio = recipe.select_rate
+    told: list[dict[str, float]] = []
+    for iteration in range(ITERATIONS):
+        halves = split(state.candidates, formula.num_images, seed=recipe.seed, iteration=iteration)
+        chosen, dropped = np.zeros_like(candidates), np.zeros_like(candidates)
+        for side in (0, 1):
+            learnt, asked = state.selected | halves[side], halves[1 - side]
+            refuse_empty(learnt, asked, iteration)
+            half = train_half(task, f"{iteration + 1}{'ab'[side]}", learnt, asked)
+            if ratio is None:
+                ratio = estimated(half, labels)
+            early = iteration < best_iterations(ratio, pairs=formula.law.name in PAIRS)
+            judged = half.judge("best.pt" if early else "last.pt", asked)
+            agrees = asked & (judged.predicted == labels)
+            state.scores[asked] = -judged.losses[asked]
+            chosen |= agrees
+            if formula.law.name not in PAIRS:
+                dropped |= largest(judged.losses, asked & ~agrees, int(remove_ratio(ratio) * agrees.sum()))
+        state.selected |= chosen
+        state.candidates &= ~(chosen | dropped)
+        told.append({"selected": int(state.selected.sum()), "candidates": int(state.candidates.sum())})
+        if task.world.is_first:
+            console.print(
+                f"incv {iteration + 1} of {ITERATIONS}: {told[-1]['selected']:,} selected, "
+                f"{told[-1]['candidates']:,} undecided (noise ratio {ratio:.3f})",
+                highlight=False,
+            )
+        if not state.candidates.any():
+            break
+    assert ratio is not None
+    targets = 1 if formula.law.name in PAIRS else formula.num_classes - 1
+    wrong = selected_noise_ratio(ratio, num_targets=targets)
+    return Selection(state.selected, state.scores, wrong, {"noise_ratio": ratio, "iterations": told})
+
+
+def split(candidates: Bool[Array, " e"], num_images: int, *, seed: int, iteration: int) -> Bool[Array, "2 e"]:
+    """Cut candidates into two halves by image, as a shuffle of the images says that have any.
+
+    Args:
+        candidates: By example id.
+        num_images: n.
+        seed: The run's.
+        iteration: Each has halves of its own.
+    """
+    there = np.flatnonzero(candidates.reshape(-1, num_images).any(axis=0))
+    order = permutation(len(there), seed=seed, domain=FOLD, a=iteration)(np.arange(len(there)))
+    first = np.zeros(num_images, dtype=np.bool_)
+    first[there[order[: len(there) // 2]]] = True
+    everywhere = np.tile(first, len(candidates) // num_images)
+    return np.stack([candidates & everywhere, candidates & ~everywhere])
+
+
+@dataclass(frozen=True)
+class Half:
+    """A net that was trained on a half of the candidates and on what was selected before.
+
+    Args:
+        task: Of the selection.
+        recipe: Of the net.
+        folder: Of its run.
+        learnt: Its examples.
+        asked: Examples of the other half.
+    """
+
+    task: Task
+    recipe: Recipe
+    folder: Path
+    learnt: Bool[Array, " e"]
+    asked: Bool[Array, " e"]
+
+    def judge(self, weights: str, examples: Bool[Array, " e"]) -> Judged:
+        """Ask the net, with some of its weights, about the images of examples."""
+        images = np.unique(np.flatnonzero(examples) % self.task.dataset.formula.num_images)
+        return self.task.judge(self.recipe, self.folder / weights, images)
+
+
+def train_half(task: Task, name: str, learnt: Bool[Array, " e"], asked: Bool[Array, " e"]) -> Half:
+    """Train a net on some examples, and validate it on the labels of others."""
+    epochs = task.recipe.select_epochs or _SHARE_OF_RUN * task.recipe.examples / int(task.candidates().sum())
+    recipe = task.phase(int(learnt.sum()), epochs)
+    task.train(recipe, task.folder / name, Part(np.flatnonzero(learnt), np.flatnonzero(asked)))
+    return Half(task, recipe, task.folder / name, learnt, asked)
+
+
+def best_iterations(ratio: float, *, pairs: bool) -> int:
+    """Return how many iterations judge by the weights that do best on the other half.
+
+    Source: Chen et al. 2019, `iter_save_best` of the authors' code.
+    """
+    if pairs or ratio > 0.6:
+        return 1
+    return 2 if ratio > 0.3 else ITERATIONS
+
+
+def estimated(half: Half, labels: Int64[Array, " e"]) -> float:
+    """Estimate the noise ratio from how often a net's last weights predict labels that it never saw.
+
+    The law is that of nets that fit their own labels, wrong ones too; where the net fits fewer than nine in ten of
+    them, as after few passes, a warning says that the ratio is too small.
+
+    Deviates: the authors' code takes the weights that judge, which may be those of an early epoch.
+
+    Raises:
+        UserError: If the predictions say too little.
+    """
+    judged = half.judge("last.pt", half.learnt | half.asked)
+    agrees, number = judged.predicted == labels, int(half.asked.sum())
+    accuracy, fitted = float(agrees[half.asked].mean()), float(agrees[half.learnt].mean())
+    try:
+        ratio = estimate_noise_ratio(accuracy, num_classes=half.task.dataset.num_classes, num_examples=number)
+    except UserError as error:
+        raise UserError(f"selection incv cannot tell the noise ratio: {error}; give --select-rate") from None
+    if fitted < _FITS and half.task.world.is_first:
+        console.print(
+            f"warning: the net fits {fitted:.0%} of its own labels, so that the noise ratio {ratio:.3f} is estimated "
+            "too small; give --select-rate, or more --select-epochs",
+            soft_wrap=True,
+            highlight=False,
+        )
+    return ratio
+
+
+def largest(losses: Float32[Array, " e"], of: Bool[Array, " e"], number: int) -> Bool[Array, " e"]:
+    """Mark the examples of largest loss, of equals the first.
+
+    Args:
+        losses: By example id.
+        of: Which may be marked.
+        number: How many at most; none for 0.
+    """
+    ids: Int64[Array, " o"] = np.flatnonzero(of)
+    marked = np.zeros_like(of)
+    marked[ids[np.argsort(-losses[ids], kind="stable")[:number]]] = True
+    return marked
+
+
+def refuse_empty(learnt: Bool[Array, " e"], asked: Bool[Array, " e"], iteration: int) -> None:
+    """Stop where a half has nothing to train on or to judge.
+
+    Raises:
+        UserError: If that is so.
+    """
+    if not learnt.any() or not asked.any():
+        raise UserError(
+            f"selection incv has {learnt.sum():,} examples to train on and {asked.sum():,} to judge in iteration "
+            f"{iteration + 1}; it needs some of both: give more data"
+        )

@@ -1,0 +1,90 @@
+"""Small-loss selection: of every observed class, the examples whose mean loss over a whole training is smallest."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Bool, Float32, Float64, Int64, UInt16
+from numpy import ndarray as Array
+
+from pipeline.console import console
+from pipeline.errors import UserError
+from train.example_losses import read_losses
+from train.methods.forward import known_transition
+from train.select.selection import Selection
+from train.select.task import ALL, Task
+from train.theory.rsl import failed_conditions, kept_counts, observed_noise_rates
+
+
+def select_rsl(task: Task) -> Selection:
+    """Train on all examples, then keep those of smallest mean loss, class by observed class.
+
+    The noise rates of the observed classes are those of the law, or all the one that is given. Where a law contradicts
+    the conditions under which small losses are right labels, a warning says so.
+
+    Source: Gui et al. 2021 (RSL, arXiv 2106.09291).
+    Deviates: losses are those of the training passes; see `train.example_losses`. The net is the run's own, trained as
+        long as `select_epochs` says, by default as long as the run itself; the authors take 200 epochs.
+
+    Raises:
+        UserError: If the noise rates are not known, or a class would keep no example.
+    """
+    labels, candidates = task.labels(), task.candidates()
+    num_classes, source = task.dataset.num_classes, task.dataset.train.source_labels
+    prior = np.bincount(source[: task.num_images], minlength=num_classes) / task.num_images
+    rates = noise_rates(task, prior)
+    num_candidates = int(candidates.sum())
+    epochs = task.recipe.select_epochs or task.recipe.examples / num_candidates
+    recipe = task.phase(num_candidates, epochs, example_losses=True)
+    folder = task.folder / "losses"
+    task.train(recipe, folder, ALL)
+    losses = read_losses(folder / "losses.npy")
+    kept = smallest_of_classes(losses, labels, rates, prior)
+    return Selection(kept, -losses, None, {"noise_rates": rates.round(6).tolist()})
+
+
+def noise_rates(task: Task, prior: Float64[Array, " k"]) -> Float64[Array, " k"]:
+    """Return the share of wrong labels among the examples of each observed class.
+
+    Raises:
+        UserError: If neither the recipe nor the law says it.
+    """
+    formula, given = task.dataset.formula, task.recipe.select_rate
+    if given is not None:
+        return np.full(formula.num_classes, given)
+    try:
+        matrix = known_transition(formula.law, alpha=formula.alpha, num_classes=formula.num_classes)
+    except UserError:
+        raise UserError(
+            f"selection rsl wants to know how many labels are wrong, and law {formula.law.name} does not say; "
+            "give --select-rate, the share of them in [0, 1)"
+        ) from None
+    if task.world.is_first:
+        for line in failed_conditions(matrix):
+            console.print(f"warning: {line}", soft_wrap=True, highlight=False)
+    return observed_noise_rates(matrix, prior)
+
+
+def smallest_of_classes(
+    losses: Float32[Array, " e"], labels: UInt16[Array, " e"], rates: Float64[Array, " k"], prior: Float64[Array, " k"]
+) -> Bool[Array, " e"]:
+    """Mark the examples of smallest loss in each observed class, as many as `kept_counts` says; of equals the first.
+
+    Args:
+        losses: One an example; nan where it was never seen, which is never kept.
+        labels: As observed.
+        rates: Share of wrong labels of each observed class.
+        prior: Share of each true class.
+    """
+    num_classes = len(prior)
+    seen = ~np.isnan(losses)
+    counts = np.bincount(labels[seen], minlength=num_classes)
+    there = (counts > 0) & (prior > 0)  # a class without images has nothing to keep
+    numbers: Int64[Array, " k"] = np.zeros(num_classes, dtype=np.int64)
+    numbers[there] = kept_counts(rates[there], counts[there], prior[there])
+    ids = np.flatnonzero(seen)
+    order = ids[np.lexsort((losses[ids], labels[ids]))]
+    starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
+    ranks = np.arange(len(order)) - starts[labels[order]]
+    kept = np.zeros(len(losses), dtype=np.bool_)
+    kept[order[ranks < numbers[labels[order]]]] = True
+    return kept
