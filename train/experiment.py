@@ -38,6 +38,7 @@ from train.methods.forward import noisy_view
 from train.metrics import Display, Log
 from train.models import build_model
 from train.models.twins import Twins
+from train.noise_scale import NoiseScale
 from train.process import settle
 from train.recipes import Recipe
 from train.run_folder import RunFolder
@@ -267,6 +268,7 @@ def _run(
         memorised=memorised,
         clock=Clock(recipe.batch, recipe.examples, batches.num_examples),
         noisy_logits=noisy_logits(recipe, dataset, method),
+        noise_scale=NoiseScale(still=recipe.lr == 0),
         example_losses=example_losses,
     )
 

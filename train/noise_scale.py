@@ -31,13 +31,23 @@ class Probe(NamedTuple):
 
     Args:
         small_sq: Mean over parts of the squared norm of a part's gradient.
-        big_sq: Squared norm of the mean of those gradients.
-        cosine: Between the mean gradients of rows with right and with wrong labels; nan where there are none.
+        right: What rows with right labels add to the mean gradient of all rows.
+        wrong: What rows with wrong labels add.
     """
 
     small_sq: Float64[Tensor, ""]
-    big_sq: Float64[Tensor, ""]
-    cosine: Float64[Tensor, ""]
+    right: Float32[Tensor, " p"]
+    wrong: Float32[Tensor, " p"]
+
+    @property
+    def big_sq(self) -> Float64[Tensor, ""]:
+        """Squared norm of the mean gradient."""
+        return _square(self.right + self.wrong)
+
+    @property
+    def cosine(self) -> Float64[Tensor, ""]:
+        """Cosine between the gradients of rows with right and with wrong labels; nan where there are none."""
+        return self.right.double() @ self.wrong.double() / (_square(self.right) * _square(self.wrong)).sqrt()
 
 
 def noise_scale_estimates(
@@ -94,9 +104,7 @@ def probe_gradients(
         small_sq += _square((part_right + part_wrong) / len(losses)) / num_parts
         of_right += part_right
         of_wrong += part_wrong
-    big_sq = _square((of_right + of_wrong) / len(labels))
-    cosine = of_right.double() @ of_wrong.double() / (_square(of_right) * _square(of_wrong)).sqrt()
-    return Probe(small_sq, big_sq, cosine)
+    return Probe(small_sq, of_right / len(labels), of_wrong / len(labels))
 
 
 def _gradient(loss: Float32[Tensor, ""], parameters: list[nn.Parameter]) -> Float32[Tensor, " p"]:
@@ -127,20 +135,27 @@ def carries_source_label(batch: Batch, formula: Formula, source_labels: UInt16[A
 class NoiseScale:
     """Averages |G|² and tr Σ over the probes of a run.
 
+    Args:
+        still: Whether the weights stand still, as at a learning rate of 0. All probes are then parts of one batch, and
+            their gradients are averaged before their norm is taken: where G is small against its noise, that tells it
+            from far fewer examples.
+
     Attributes:
         latest: What the last probe found, for the log: its own estimates of |G|² and tr Σ and its cosine, and the ratio
             of their averages, in examples. Left out are a cosine where all labels are right (or wrong) and a ratio
-            where the average of |G|² is not above zero yet.
+            where the average of |G|² is not above zero yet. Of weights that stand still, all are those of all probes.
 
     Source: McCandlish et al. 2018, appendix A.1.
     Deviates: probe s of a run weighs s in the averages, where the paper's are exponential: the longer a run, the more
         probes they hold, as strong noise needs. Batch norm sees parts of the batch.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, still: bool = False) -> None:
+        self.still = still
         self.grad_sq = self.trace = 0.0
         self.num_probes = 0
         self.latest: dict[str, float] = {}
+        self._sum: Probe | None = None  # of all probes, where the weights stand still
 
     def probe(self, learner: Learner, batch: Batch, right: Bool[Tensor, " b"]) -> None:
         """Measure on one batch, each process on its own part of it; waits for the device.
@@ -164,11 +179,14 @@ class NoiseScale:
                 right[:b_big],
                 num_parts=num_parts,
             )
+        self.num_probes += 1
+        if self.still:
+            found = self._of_all(found, learner)
+            b_big *= self.num_probes * learner.world.size
         estimates = noise_scale_estimates(found.small_sq, found.big_sq, b_small, b_big)
         means = learner.world.sum(torch.stack([*estimates, found.cosine])) / learner.world.size
         grad_sq, trace, cosine = means.tolist()  # device-to-host synchronization
-        self.num_probes += 1
-        share = 2 / (1 + self.num_probes)
+        share = 1.0 if self.still else 2 / (1 + self.num_probes)
         self.grad_sq += share * (grad_sq - self.grad_sq)
         self.trace += share * (trace - self.trace)
         self.latest = {"noise_scale/grad_sq": grad_sq, "noise_scale/trace": trace}
@@ -177,10 +195,20 @@ class NoiseScale:
         if not math.isnan(cosine):
             self.latest["noise_scale/clean_noisy_cosine"] = cosine
 
+    def _of_all(self, found: Probe, learner: Learner) -> Probe:
+        """Add a probe to those before, and return the mean of all, over all processes."""
+        found = Probe(*(learner.world.sum(each) / learner.world.size for each in found))
+        self._sum = (
+            found if self._sum is None else Probe(*(a.to(b.device) + b for a, b in zip(self._sum, found, strict=True)))
+        )
+        return Probe(*(each / self.num_probes for each in self._sum))
+
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint keeps."""
-        return {"grad_sq": self.grad_sq, "trace": self.trace, "num_probes": self.num_probes}
+        kept = {"grad_sq": self.grad_sq, "trace": self.trace, "num_probes": self.num_probes}
+        return kept | {"sum": None if self._sum is None else list(self._sum)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
         self.grad_sq, self.trace, self.num_probes = state["grad_sq"], state["trace"], state["num_probes"]
+        self._sum = None if state["sum"] is None else Probe(*state["sum"])

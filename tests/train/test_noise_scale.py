@@ -89,6 +89,28 @@ def test_rows_that_fill_no_part_are_left_out_and_later_probes_weigh_more() -> No
     assert found.latest["noise_scale/simple_examples"] == pytest.approx(ratio.item(), rel=1e-5)
 
 
+def test_probes_of_weights_that_stand_still_are_one_large_batch() -> None:
+    net = linear()
+    learner, found, resumed = Learner(net, rate=lambda clock: 0.0), NoiseScale(still=True), NoiseScale(still=True)
+    sets = [examples(24, seed) for seed in (3, 4, 5)]
+    right = torch.arange(24) % 3 == 0
+    for number, (images, labels) in enumerate(sets):
+        found.probe(learner, Batch(images, labels, torch.arange(24), torch.arange(0)), right)
+        if number == 1:
+            resumed.load_state_dict(found.state_dict())
+    images, labels = (torch.cat(each) for each in zip(*sets, strict=True))
+    single = gradients(net, images, labels)
+    parts = single.unflatten(0, (24, 3)).mean(dim=1)
+    grad, trace = noise_scale_estimates(square(parts).mean(), square(single.mean(dim=0)), 3, 72)
+    mask = right.repeat(3)
+    cosine = F.cosine_similarity(single[mask].sum(dim=0), single[~mask].sum(dim=0), dim=0)
+    expected = {"grad_sq": grad.item(), "trace": trace.item(), "clean_noisy_cosine": cosine.item()}
+    expected["simple_examples"] = trace.item() / grad.item()
+    assert found.latest == pytest.approx({f"noise_scale/{k}": v for k, v in expected.items()}, rel=1e-5)
+    resumed.probe(learner, Batch(*sets[2], torch.arange(24), torch.arange(0)), right)
+    assert resumed.latest == found.latest
+
+
 def test_a_ratio_waits_until_the_signal_is_above_zero() -> None:
     net = linear()
     nn.init.zeros_(net[1].weight)

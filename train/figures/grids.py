@@ -328,8 +328,8 @@ def _best_rate_falls(rows: list[Row]) -> Finding:
 def noise_scales(dataset: str, scale: Scale) -> list[Point]:
     """Noise scale and gradient cosine at the initial weights and over a run; schedules beside each other.
 
-    The initial weights are kept by a learning rate of 0, with a probe at every step. Schedules run without averaged
-    weights, at the batch sizes and noise of the counter-evidence and at α = 20.
+    The initial weights are kept by a learning rate of 0, with a probe at every step: all probes are one large batch.
+    Schedules run without averaged weights, at the batch sizes and noise of the counter-evidence and at α = 20.
     """
     alphas = scale.pick((0, 2), (0, 5, 10, 20, 50), (0, 5, 10, 20, 50))
     model, clean = scale.pick("perceptron", "conv2", "conv2"), scale.pick(200, None, None)
@@ -337,7 +337,7 @@ def noise_scales(dataset: str, scale: Scale) -> list[Point]:
     still = {
         "batch": batch,
         "log_every": batch,
-        "examples": batch * scale.pick(4, 200, 1_000),
+        "examples": batch * scale.pick(4, 400, 1_000),
         "measure": "noise-scale",
     }
     points = _uniform(alphas, model=model, clean=clean, rate=0.0, settings=still, uncut=True)
