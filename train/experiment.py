@@ -336,7 +336,7 @@ def select(recipe: Recipe, dataset: DilutedSet, folder: Path, world: World) -> t
         folder=folder,
         world=world,
         train=train,
-        judge=lambda phase, weights, images: _judge(phase, dataset, weights, images, world),
+        judge=lambda phase, weights, images: judge(phase, dataset, weights, images, world),
     )
     try:
         selection = SELECTORS[name](task)
@@ -353,9 +353,19 @@ def select(recipe: Recipe, dataset: DilutedSet, folder: Path, world: World) -> t
     return selection, {**said, "wrong_share": selection.wrong_share, **selection.told}
 
 
-def _judge(recipe: Recipe, dataset: DilutedSet, weights: Path, images: Int64[Array, " i"], world: World) -> Judged:
-    """Ask the net of a finished run about some images of the training split."""
-    learner = build_learner(recipe, dataset, world.device())
+def judge(recipe: Recipe, dataset: DilutedSet, weights: Path, images: Int64[Array, " i"], world: World) -> Judged:
+    """Ask the net of a finished run about some images of the training split.
+
+    Args:
+        recipe: Of the run.
+        dataset: Of the run.
+        weights: One of its files of weights.
+        images: Image ids, ascending.
+        world: The processes that share the work.
+    """
+    device = world.device()
+    recipe = dataclasses.replace(recipe, precision=resolve_precision(recipe.precision, device))
+    learner = build_learner(recipe, dataset, device)
     learner.world = world
     learner.evaluated.load_state_dict(load_state(weights, learner.device))
     asked = _evaluation(recipe, dataset, learner, "train", example_ids=images)

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from train.figures.agreement import QUADRATIC_LAW
 from train.figures.points import AUTO_RATE, NOT_RUN, VAL_FRAC, Claim, Figure, Finding, Noise, Panel, Point, Scale
 from train.figures.rows import Mean, Row, best_curve, curve, line_through, where
 
@@ -576,4 +577,5 @@ FIGURES: Final[dict[str, Figure]] = {
         claims=(Claim("4,000 clean labels are enough for 90 % at α = 50.", "10,000 are needed (as read)", _moonshot),),
         protocol="All clean images are trained on, recipes as they are, but plain has 300,000 examples.",
     ),
+    "quadratic-law": QUADRATIC_LAW,
 }

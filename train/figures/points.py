@@ -21,7 +21,8 @@ class Noise:
 
     Args:
         alpha: Noisy labels a clean one.
-        law: "uniform", "structured", "foreign" or "white".
+        law: "uniform", "structured", "foreign" or "white"; "symmetric" or "pair", which flip labels, at α = 0.
+        rate: Of labels that are flipped.
         order: Of the false classes under "structured".
         delta: Degree of structure under "structured".
         foreign: Name of the set whose images "foreign" shows.
@@ -29,6 +30,7 @@ class Noise:
 
     alpha: int
     law: str = "uniform"
+    rate: float | None = None
     order: str = ""
     delta: float | None = None
     foreign: str = ""
@@ -46,6 +48,7 @@ class Point:
         rate: A learning rate; "recipe" for the recipe's; `AUTO_RATE` for the best of the scale's on noisy validation.
         settings: Other fields of `train.recipes.Recipe`.
         uncut: Run as long as the recipe says, whatever the scale.
+        unseen: Train on half of the images, as they are, and judge the labels of the other half.
     """
 
     noise: Noise
@@ -55,6 +58,7 @@ class Point:
     rate: float | Literal["recipe", "chosen"] = "recipe"
     settings: Mapping[str, Any] = field(default_factory=dict)
     uncut: bool = False
+    unseen: bool = False
 
 
 def key_of(point: Point) -> str:

@@ -24,6 +24,7 @@ KEY: Final = [
     "dataset",
     "scale",
     "law",
+    "flip_rate",
     "order",
     "delta",
     "foreign",
@@ -53,6 +54,8 @@ FOUND: Final = [
     "noise_scale",
     "clean_noisy_cosine",
     "vote",
+    "fitted",
+    *(f"{who}_{what}" for who in ("unseen", "early", "law") for what in ("accuracy", "precision", "recall")),
     "wall_s",
 ]
 STAMP: Final = ["device", "versions", "commit", "command"]

@@ -14,6 +14,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Final
 
+from jaxtyping import Int64
+from numpy import ndarray as Array
+
 from pipeline.console import console
 from pipeline.dataset import DilutedSet
 from pipeline.law_flags import law_from_flags
@@ -23,7 +26,9 @@ from train.data import open_data
 from train.experiment import Stopped, run_experiment, train_images
 from train.figures.points import AUTO_RATE, VAL_FRAC, Figure, Noise, Point, Scale, key_of
 from train.figures.rows import Row
+from train.figures.unseen import confusion_of, halves, measure_unseen, unaugmented
 from train.recipes import Recipe, recipe_for, rows_an_epoch
+from train.select.task import ALL
 
 LARGEST_SE: Final = 0.02  # of the noisy validation loss; above it the choice is that of ...
 CARRIED_ALPHA: Final = 10
@@ -98,6 +103,8 @@ def run_figure(
     points = figure.points(place.dataset, scale)
     if any(point.noise.order in ("confusing", "reverse") for point in points):
         measure_confusion(place, scale)
+    for point in [each for each in points if each.unseen and not each.noise.rate][:1]:
+        run_job(Job(place, scale, point, point.rate, "given", 0))  # what the others are held against
 
     def run(jobs: list[Job]) -> Iterator[Row]:
         for row in run_jobs(jobs, workers):
@@ -189,14 +196,29 @@ def run_job(job: Job) -> Row:
         Stopped: If a signal came.
     """
     dataset = open_point(job.place, job.point.noise, job.point.clean, job.seed)
+    dataset = unaugmented(dataset) if job.point.unseen else dataset
     recipe = recipe_of(job, dataset)
     folder = job.place.out / folder_name(job, recipe)
     if (folder / "result.json").exists():
         result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     else:
         with quiet():
-            result = run_experiment(recipe, dataset, folder, resume=True)
-    return row_of(job, recipe, dataset, result, folder)
+            result = run_experiment(
+                recipe, dataset, folder, resume=True, part=halves(dataset) if job.point.unseen else ALL
+            )
+    row = row_of(job, recipe, dataset, result, folder)
+    if not job.point.unseen:
+        return row
+    return row | measure_unseen(recipe, dataset, folder, clean_confusion(job))
+
+
+def clean_confusion(job: Job) -> Int64[Array, "k k"]:
+    """Measure, at seed 0, how a net of the same point confuses the classes that it learnt without noise."""
+    point = dataclasses.replace(job.point, noise=dataclasses.replace(job.point.noise, law="symmetric", rate=0.0))
+    job = dataclasses.replace(job, point=point, seed=0)
+    dataset = unaugmented(open_point(job.place, point.noise, point.clean, 0))
+    recipe = recipe_of(job, dataset)
+    return confusion_of(recipe, dataset, job.place.out / folder_name(job, recipe))
 
 
 @contextmanager
@@ -215,6 +237,7 @@ def open_point(place: Place, noise: Noise, clean: int | None, seed: int) -> Dilu
     measured = noise.order in ("confusing", "reverse")
     law = law_from_flags(
         None if noise.law == "uniform" else noise.law,
+        rate=noise.rate,
         delta=noise.delta,
         order_of_classes=noise.order or None,
         matrix=confusion_path(place) if measured else None,
@@ -269,7 +292,10 @@ def folder_name(job: Job, recipe: Recipe) -> str:
     """
     own = dataclasses.asdict(Recipe(dataset=recipe.dataset, examples=recipe.examples))
     fields = {name: value for name, value in dataclasses.asdict(recipe).items() if value != own[name]}
-    facts = {"recipe": fields, "examples": recipe.examples, "noise": dataclasses.asdict(job.point.noise)}
+    noise = {name: value for name, value in dataclasses.asdict(job.point.noise).items() if value not in (None, "")}
+    facts = {"recipe": fields, "examples": recipe.examples, "noise": noise}
+    if job.point.unseen:
+        facts["unseen"] = True
     digest = zlib.crc32(json.dumps(facts, sort_keys=True).encode())
     words = (recipe.dataset, recipe.model, recipe.method, f"alpha{job.point.noise.alpha}", f"seed{job.seed}")
     return "-".join((*words, f"{digest:08x}"))
@@ -281,7 +307,8 @@ def row_of(job: Job, recipe: Recipe, dataset: DilutedSet, result: dict[str, Any]
     row = {
         "dataset": recipe.dataset,
         "scale": job.scale.name,
-        **dataclasses.asdict(noise),
+        **{name: value for name, value in dataclasses.asdict(noise).items() if name != "rate"},
+        "flip_rate": noise.rate,
         "clean": dataset.formula.num_images,
         **{
             name: getattr(recipe, name)
@@ -333,6 +360,7 @@ def measure_confusion(place: Place, scale: Scale) -> None:
 def describe(row: Row) -> str:
     """Say a run and its result in a line."""
     noise = [row["law"], row["order"], row["foreign"], "" if row["delta"] is None else f"δ = {row['delta']:g}"]
+    noise += [] if row["flip_rate"] is None else [f"{row['flip_rate']:g} wrong"]
     words = [row["dataset"], f"α = {row['alpha']}", *(word for word in noise if word and word != "uniform")]
     words += [f"{row['clean']:,} clean", row["model"], row["method"], f"batch {row['batch']}", f"lr {row['lr']:g}"]
     rate = " (candidate)" if row["rate"] == "candidate" else ""
