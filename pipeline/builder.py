@@ -390,6 +390,7 @@ def _publish(job: Job, tasks: list[Task], description: dict[str, Any]) -> Manife
         law_array=law_file,
         encoder=plan.encoder,
         quarantine=plan.quarantine,
+        observed=dataset.observed,
     )
     folder.write(FILE_NAME, to_json(manifest).encode())
     folder.remove_folder(STATE)

@@ -228,6 +228,7 @@ class DilutedSet:
         std: Likewise.
         origin: Where it lies, for people: a folder, or "memory".
         foreign: What law foreign shows as noise, by foreign image id; None if there is nothing of the kind.
+        observed: Whether the source labels of training images are as they were found, some of them wrong.
 
     Raises:
         UserError: If the law shows images that are not there.
@@ -244,6 +245,7 @@ class DilutedSet:
     std: tuple[float, ...]
     origin: str
     foreign: ImageSplit | None = None
+    observed: bool = False
 
     def __post_init__(self) -> None:
         law = self.formula.law
@@ -303,6 +305,7 @@ def from_manifest(manifest: Manifest, folder: Folder, *, check_reads: bool = Tru
         manifest.std,
         str(folder),
         None if manifest.foreign is None else ShardSplit(folder, manifest.foreign, check_reads=check_reads),
+        observed=manifest.observed,
     )
 
 
@@ -348,6 +351,7 @@ def dilute(
         std,
         "memory",
         None if foreign is None else _foreign_split(foreign, source.name, shape),
+        observed=source.observed,
     )
 
 

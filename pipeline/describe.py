@@ -7,13 +7,12 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
-from pipeline.dataset import from_manifest, read_index
-from pipeline.errors import UserError
+from pipeline.dataset import DilutedSet, from_manifest, read_index
 from pipeline.formats.tar import BLOCK_BYTES
 from pipeline.laws import Law, law_to_json, noisy_share
 from pipeline.manifest import Manifest, Shard
 from pipeline.storage import Folder, open_folder
-from pipeline.votes import expected_vote
+from pipeline.votes import known_vote
 
 
 def bytes_stored(manifest: Manifest) -> int:
@@ -34,23 +33,16 @@ def summary_table(manifest: Manifest, where: str | Path) -> Table:
     """Lay out what was built: n, N, noise, realised beside expected right labels, and sizes."""
     folder = open_folder(where)
     dataset = from_manifest(manifest, folder)
-    formula, source_labels = dataset.formula, dataset.train.source_labels
+    formula = dataset.formula
     stored = bytes_stored(manifest)
-    right, expected = manifest.num_right / formula.num_examples, formula.right_share(source_labels)
     noisy = [] if formula.law.replaces else [("labels drawn at random r", f"{noisy_share(formula.alpha):.4f}")]
-    try:
-        vote = f"{expected_vote(formula, source_labels):.3f}"
-    except UserError:  # the images of noisy examples are others
-        vote = "not defined: noisy labels belong to other images"
     files = f"{num_files(manifest.train.shards)}, {encodings_words(manifest)}"
     rows = [
         ("data set", f"{manifest.name}: {formula.num_classes} classes, {manifest.test.num_images:,} test images"),
-        ("clean images n", f"{formula.num_images:,}"),
+        ("images n" if dataset.observed else "clean images n", f"{formula.num_images:,}"),
         ("labelled examples N = n(1+α)", f"{formula.num_examples:,} (α = {formula.alpha}, {law_words(formula.law)})"),
         *noisy,
-        ("wrong labels η", f"{1 - right:.4f} (expected {1 - expected:.4f})"),
-        ("right labels", f"{right:.4f} (expected {expected:.4f})"),
-        ("vote over an image's labels is right", vote),
+        *_truth(manifest, dataset),
         ("stored for training", f"{stored / 1e6:,.1f} MB in {files} ({manifest.format}, {manifest.layout})"),
     ]
     if manifest.layout == "shared":
@@ -64,6 +56,27 @@ def summary_table(manifest: Manifest, where: str | Path) -> Table:
     for name, value in rows:
         table.add_row(name, value)
     return table
+
+
+def _truth(manifest: Manifest, dataset: DilutedSet) -> list[tuple[str, str]]:
+    """Say how many labels are right, or what is known in place of that."""
+    formula = dataset.formula
+    right = manifest.num_right / formula.num_examples
+    expected = formula.right_share(dataset.train.source_labels)
+    if dataset.observed:
+        return [
+            ("wrong labels η", "unknown: training images have the labels they were found with"),
+            ("labels that equal the observed one", f"{right:.4f} (expected {expected:.4f})"),
+        ]
+    vote = known_vote(dataset)
+    return [
+        ("wrong labels η", f"{1 - right:.4f} (expected {1 - expected:.4f})"),
+        ("right labels", f"{right:.4f} (expected {expected:.4f})"),
+        (
+            "vote over an image's labels is right",
+            "not defined: noisy labels belong to other images" if vote is None else f"{vote:.3f}",
+        ),
+    ]
 
 
 def law_words(law: Law) -> str:

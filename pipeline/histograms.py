@@ -16,7 +16,7 @@ from pipeline.dataset import DilutedSet
 from pipeline.errors import UserError
 from pipeline.laws import law_to_json, noisy_share
 from pipeline.manifest import Manifest
-from pipeline.votes import expected_vote
+from pipeline.votes import known_vote
 
 MAX_BINS: Final = 1_000  # a picture has no more pixels a side, and int64 cells take 8 MB
 MAX_SHOWN: Final = 20  # classes that a table shows all of
@@ -149,7 +149,8 @@ def class_table(dataset: DilutedSet, histograms: Histograms) -> Table:
     columns = (histograms.source, histograms.noisy, histograms.right_share)
     table = Table(title="labels of each class", box=None)
     table.add_column("class", no_wrap=True)
-    for name in ("source labels", "noisy labels", "share right"):
+    first, last = ("observed labels", "as observed") if dataset.observed else ("source labels", "share right")
+    for name in (first, "noisy labels", last):
         table.add_column(name, justify="right", no_wrap=True)
 
     def add(rows: Iterable[int]) -> None:
@@ -204,10 +205,11 @@ def to_json(manifest: Manifest, dataset: DilutedSet, histograms: Histograms) -> 
         "alpha": formula.alpha,
         "law": law_to_json(formula.law),
         "noise_seed": formula.noise_seed,
+        "observed_labels": dataset.observed,
         "noisy_share": None if formula.law.replaces else noisy_share(formula.alpha),
         "right_share": int(histograms.right.sum()) / formula.num_examples,
         "expected_right_share": formula.right_share(source_labels),
-        "vote_baseline": None if formula.law.adds_images else expected_vote(formula, source_labels),
+        "vote_baseline": known_vote(dataset),
         "chi_square_ratio": fit and fit.ratio,
         "chi_square_ratio_spread": fit and fit.spread,
         "train_bytes": sum(shard.num_bytes for shard in manifest.train.shards),

@@ -107,6 +107,8 @@ class Manifest:
         law_array: The file of the array among the law's parameters; None if it has none.
         encoder: Name and version of the library that encoded images anew; None if none was.
         quarantine: Source images that were left out: split, index in the source, name and reason.
+        observed: Whether the source labels of training images are as they were found in the world: some are wrong,
+            nobody knows which, and `num_right` and `counts` compare with them and not with the truth.
     """
 
     name: str
@@ -130,6 +132,7 @@ class Manifest:
     law_array: File | None = None
     encoder: str | None = None
     quarantine: tuple[dict[str, Any], ...] = field(default=())
+    observed: bool = False
 
     def files(self) -> list[File]:
         """List every file that the manifest vouches for."""

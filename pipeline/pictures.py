@@ -87,7 +87,7 @@ def heat_map(dataset: DilutedSet, histograms: Histograms) -> Figure:
 
 
 def sample_grid(dataset: DilutedSet, image_ids: Int64[Array, " n"]) -> Figure:
-    """Draw training images, under each its source class and its labels, the right ones green and ticked.
+    """Draw training images, under each its source class and its labels, those that equal it green and ticked.
 
     Args:
         dataset: Whose images, in any size.
@@ -134,12 +134,13 @@ def _caption(dataset: DilutedSet, image_id: int) -> list[tuple[str, dict[str, An
     true = np.asarray(dataset.train.source_labels[ids])
     labels = formula.labels_of_images(ids, true)[0, 0 if formula.law.replaces else 1 :]
     source, num_right = int(true[0]), int((labels == true).sum())
+    right, wrong = ("as observed", "another") if dataset.observed else ("right", "wrong")
     if formula.law.replaces:
-        found = f"its label is {'right' if num_right else 'wrong'}"
+        found = f"its label is {right if num_right else wrong}"
     elif formula.law.adds_images:
         found = f"{formula.alpha:,} noisy labels stand on others"
     else:
-        found = f"{len(labels):,} noisy label{'' if len(labels) == 1 else 's'}, {num_right:,} right"
+        found = f"{len(labels):,} noisy label{'' if len(labels) == 1 else 's'}, {num_right:,} {right}"
     lines: list[tuple[str, dict[str, Any]]] = [
         (class_name(dataset, source, 20), {"weight": "bold"}),
         (f"image {image_id}: {found}", {"color": _GREY}),

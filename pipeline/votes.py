@@ -9,11 +9,19 @@ import numpy as np
 from jaxtyping import UInt16
 from numpy import ndarray as Array
 
+from pipeline.dataset import DilutedSet
 from pipeline.errors import UserError
 from pipeline.laws import Formula, Uniform
 
 _SAMPLE_IMAGES: Final = 10_000  # a share of them has a standard error of at most 0.005
 _CHUNK_IMAGES: Final = 1_000  # of so many, the counts of 4,096 classes take 33 MB
+
+
+def known_vote(dataset: DilutedSet) -> float | None:
+    """Return `expected_vote` of a data set; None where there is no vote, or nobody knows which labels are right."""
+    if dataset.observed or dataset.formula.law.adds_images:
+        return None
+    return expected_vote(dataset.formula, dataset.train.source_labels)
 
 
 def expected_vote(formula: Formula, source_labels: UInt16[Array, " n"]) -> float:

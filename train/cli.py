@@ -26,11 +26,14 @@ from train.process import settle
 
 def train(
     dataset: Annotated[str, Argument(help="Clean set: mnist5k, mnist, fashion_mnist, synthetic …")],
+    mini: Annotated[
+        bool, Option("--mini", help="Of webvision: the first 50 classes, which are set mini_webvision [default: all]")
+    ] = False,
     alpha: Annotated[
         int | None,
         Option(
             help="Noisy labels per clean one; without --shards the set is diluted in memory "
-            "[default: the shards' own; mnist5k without shards: 20]",
+            "[default: the shards' own; without shards: 20 for mnist5k, 0 to labels as observed]",
         ),
     ] = None,
     law: LawFlag = None,
@@ -251,6 +254,7 @@ def train(
 ) -> None:
     """Train a net on an α-diluted image data set."""
     from pipeline.dataset import DilutedSet
+    from pipeline.sources import name_of_set
     from train.data import open_data
     from train.distributed import joined
     from train.experiment import Stopped, run_experiment, show_result, train_images
@@ -272,8 +276,9 @@ def train(
             foreign=foreign_set,
             order_seed=noise_seed or 0,
         )
+        name = name_of_set(dataset, mini=mini)
         data = open_data(
-            dataset,
+            name,
             shards=shards,
             alpha=alpha,
             law=made,
@@ -326,7 +331,7 @@ def train(
         }
         given = {name: value for name, value in given.items() if value is not None}
         recipe = recipe_for(
-            dataset,
+            name,
             method,
             num_images=train_images(data.formula.num_images, given.get("val_frac", Recipe.val_frac)),
             num_copies=1 + data.formula.alpha,
@@ -338,7 +343,7 @@ def train(
     stopped: Stopped | None = None
     with joined() as world:
         recipe, data = world.together(asked)
-        title = f"{dataset}-{method}-alpha{data.formula.alpha}-seed{recipe.seed}"
+        title = f"{recipe.dataset}-{method}-alpha{data.formula.alpha}-seed{recipe.seed}"
         folder = out or Path("runs") / title
         try:
             result = run_experiment(recipe, data, folder, resume=resume, save_confusion=save_confusion, world=world)

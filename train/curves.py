@@ -22,7 +22,7 @@ def plot_curves(folder: Path, picture: Path) -> None:
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.plot(*_series(rows, "eval/top1_accuracy"), marker=".", label="test accuracy")
-    if data["law"]["name"] == "uniform":
+    if data["law"]["name"] == "uniform" and not data.get("observed_labels"):
         vote = vote_baseline(data["num_classes"], data["alpha"])
         left.axhline(vote, color="grey", linestyle=":", label=f"vote over an image's labels, {vote:.3f}")
     left.set(ylim=(0, 1), ylabel="top-1 accuracy")

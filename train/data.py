@@ -16,7 +16,8 @@ from train.select.task import Part
 
 SHARDS: Final = Path("shards")  # where tools/build_shards writes
 IN_MEMORY_ALPHA: Final = {"mnist5k": 20}  # sets that need neither shards nor --alpha
-_OWN_FILES: Final = ("imagenet", "folder")  # sets that no tool fetches: their users say where they lie
+_OBSERVED: Final = ("webvision", "mini_webvision", "clothing1m")  # sets whose labels are noisy as they come
+_OWN_FILES: Final = ("imagenet", *_OBSERVED, "folder")  # sets that no tool fetches: their users say where they lie
 
 
 def open_data(
@@ -62,11 +63,12 @@ def open_data(
         dataset = view(dataset, alpha=alpha, law=law, noise_seed=noise_seed, clean=clean, foreign=foreign)
         return _sized(dataset, size)
     check_choice("data set", name, SOURCES)
+    clean_set = open_source(name, source)
     if alpha is None:
-        alpha = 0 if law is not None and law.replaces else IN_MEMORY_ALPHA.get(name)
+        none_added = clean_set.observed or (law is not None and law.replaces)
+        alpha = 0 if none_added else IN_MEMORY_ALPHA.get(name)
     if alpha is None:
         raise UserError(f"no --alpha for {name}; give the number of noisy labels per clean one, 0 or more")
-    clean_set = open_source(name, source)
     made = dilute(clean_set, alpha=alpha, law=law, noise_seed=noise_seed or 0, clean=clean, foreign=foreign)
     return _sized(made, size)
 
@@ -97,8 +99,9 @@ def only_shards(name: str) -> Path | None:
         return None
     check_choice("data set", name, SOURCES)
     files = " --source DIR" if name in _OWN_FILES else ""
+    build = f"tools/build_shards {name}{files} --alpha {0 if name in _OBSERVED else 20}"
     raise UserError(
-        f"there are no shards of {name} in {SHARDS}; build them with 'tools/build_shards {name}{files} --alpha 20', "
+        f"there are no shards of {name} in {SHARDS}; build them with '{build}', "
         f"or give --shards DIR, or{files} --alpha A to dilute in memory"
     )
 
@@ -118,6 +121,7 @@ def facts(dataset: DilutedSet) -> dict[str, Any]:
         "mean": dataset.mean,
         "std": dataset.std,
         "augmentation": dataclasses.asdict(dataset.augmentation),
+        **({"observed_labels": True} if dataset.observed else {}),
         "source_labels_crc32": zlib.crc32(dataset.train.source_labels.astype("<u2").tobytes()),
     }
 

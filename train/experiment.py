@@ -22,7 +22,7 @@ from pipeline.errors import UserError
 from pipeline.laws import Given
 from pipeline.laws.files import check_matrix_path, write_matrix
 from pipeline.loaders import Batches, Evaluation, open_batches, open_evaluation
-from pipeline.votes import expected_vote
+from pipeline.votes import known_vote
 from train.checkpoint import load_state
 from train.clock import Clock
 from train.data import facts, facts_of_part
@@ -212,8 +212,8 @@ def _training(
 
 
 def wrong_share(dataset: DilutedSet) -> float | None:
-    """Return the expected share of wrong labels under the law of a data set; None if nobody knows the law."""
-    if isinstance(dataset.formula.law, Given):
+    """Return the expected share of wrong labels under the law of a data set; None if nobody knows it."""
+    if dataset.observed or isinstance(dataset.formula.law, Given):
         return None
     return 1 - dataset.formula.right_share(dataset.train.source_labels)
 
@@ -251,7 +251,7 @@ def _run(
     elif held_out:
         stream = "examples" if adds_images else "images"
         noisy_val = _evaluation(recipe, dataset, learner, "train", stream=stream, images=held_out)
-    if not adds_images:
+    if not adds_images and not dataset.observed:
         looked_at = range(min(held_out.start, MEMORISED))
         memorised = _evaluation(recipe, dataset, learner, "train", images=looked_at)
     if recipe.example_losses:
@@ -478,7 +478,6 @@ def outcome(run: Run) -> dict[str, Any]:
     """Return what goes into result.json."""
     chosen = best_by_noisy_validation(run.evaluations)
     best = {} if chosen is None else run.evaluations[chosen]
-    formula = run.dataset.formula
     matrix = confusion(run.learner, run.test, run.dataset.num_classes)
     last = run.evaluations[-1]
     seen = run.world.gather((len(run.noisy_val) if run.noisy_val is not None else 0, len(run.test)))
@@ -493,7 +492,8 @@ def outcome(run: Run) -> dict[str, Any]:
         "noisy_val_loss_se": best.get("eval/noisy_val_loss_se"),
         "num_noisy_val_images": num_noisy_val,
         "num_test_images": num_test,
-        "vote_baseline": None if formula.law.adds_images else expected_vote(formula, run.dataset.train.source_labels),
+        "vote_baseline": known_vote(run.dataset),
+        "observed_labels": run.dataset.observed,
         "uses_clean_labels": run.method.uses_clean_labels,
         "examples": run.clock.examples,
         "epochs": run.clock.epoch,
@@ -512,10 +512,7 @@ def result_table(result: dict[str, Any], title: str) -> Table:
         ("test accuracy, mean of the last 10", percent(accuracy["last10"])),
         ("test accuracy, best by noisy validation", percent(accuracy["best_noisy_val"])),
         ("test accuracy, best on test (oracle)", percent(accuracy["best_test"])),
-        (
-            "vote over an image's labels",
-            "not defined: it has one" if result["vote_baseline"] is None else percent(result["vote_baseline"]),
-        ),
+        ("vote over an image's labels", vote_words(result)),
     ]
     if result["noisy_val_loss"] is not None:
         loss = f"{result['noisy_val_loss']:.5f} ± {result['noisy_val_loss_se']:.5f}"
@@ -533,6 +530,13 @@ def result_table(result: dict[str, Any], title: str) -> Table:
     for row in rows:
         table.add_row(*row)
     return table
+
+
+def vote_words(result: dict[str, Any]) -> str:
+    """Say what a vote over an image's labels finds."""
+    if result.get("observed_labels"):
+        return "unknown: labels are as observed"
+    return "not defined: it has one" if result["vote_baseline"] is None else percent(result["vote_baseline"])
 
 
 def percent(share: float | None) -> str:

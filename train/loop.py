@@ -48,7 +48,8 @@ class Run:
         test: The test images, as all evaluations this process's part of them.
         noisy_val: The held-out training images, or all examples of theirs that show other images; None if there are
             none.
-        memorised: Training images whose wrong labels the net may have learned; None if other images carry those.
+        memorised: Training images whose wrong labels the net may have learned; None if other images carry those, or
+            nobody knows which labels are wrong.
         clock: The time.
         noisy_logits: Turns the net's logits into those of a noisy label, for the noisy validation.
         example_losses: Where the losses of single examples are added up, if they are wanted.

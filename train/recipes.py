@@ -289,6 +289,9 @@ _AVERAGED_ADAMW: Final[dict[str, Any]] = {
 
 _MODEL_OF: Final = {
     "imagenet": "resnet18",
+    "webvision": "resnet18",
+    "mini_webvision": "resnet18",
+    "clothing1m": "resnet18",
     "folder": "resnet18",
     "cifar10": "cifar_resnet18",
     "cifar100": "cifar_resnet18",

@@ -145,6 +145,8 @@ class Source:
         train: What is diluted.
         test: What is never diluted.
         augmentation: How training augments it.
+        observed: Whether the training labels are as they were found in the world: some are wrong, and nobody knows
+            which. They stand where those of other sets have the truth, as source labels.
     """
 
     name: str
@@ -152,3 +154,4 @@ class Source:
     train: Split
     test: Split
     augmentation: Augmentation
+    observed: bool = False

@@ -64,6 +64,7 @@ FIELDS = st.fixed_dictionaries(
         "layout": WORDS,
         "rows": WORDS,
         "encoder": st.none() | WORDS,
+        "observed": st.booleans(),
         "quarantine": st.lists(st.fixed_dictionaries({"source": NUMBERS, "reason": WORDS}), max_size=2).map(tuple),
     }
 )

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from listed import write_webvision
 from photos import encode, write_tree
 
 from pipeline.builder import build
@@ -239,3 +240,15 @@ def test_help_names_every_flag_and_its_default() -> None:
     ]
     for words in (*flags, "mnist5k", "[default: 20]", "[default: shards/DATASET-alphaA]"):
         assert words in shown
+
+
+def test_the_mini_flag_builds_a_set_of_another_name_without_any_label_of_ours(tmp_path: Path) -> None:
+    write_webvision(tmp_path / "in")
+    found = build_shards("webvision", "--mini", "--source", tmp_path / "in", "--workers", 1, cwd=tmp_path)
+    assert (found.returncode, found.stderr) == (0, "")
+    assert "unknown: training images have the labels they were found with" in " ".join(found.stdout.split())
+    manifest = read_manifest(tmp_path / "shards/mini_webvision-alpha0")
+    assert (manifest.name, manifest.observed, manifest.formula.alpha) == ("mini_webvision", True, 0)
+    refused = build_shards("mnist5k", "--mini", cwd=tmp_path)
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "--mini is for webvision" in refused.stderr

@@ -59,7 +59,10 @@ def test_a_split_refuses_what_does_not_fit(make: Callable[[], ArraySplit], messa
 
 
 def test_an_unknown_data_set_lists_the_menu() -> None:
-    menu = "mnist5k, mnist, fashion_mnist, cifar10, cifar100, imagenet, folder, synthetic"
+    menu = (
+        "mnist5k, mnist, fashion_mnist, cifar10, cifar100, imagenet, webvision, mini_webvision, clothing1m, folder, "
+        "synthetic"
+    )
     with pytest.raises(UserError, match=f"no data set 'minst': choose one of {menu}$"):
         open_source("minst")
 
