@@ -58,7 +58,7 @@ def train(
     model: Annotated[
         str | None,
         Option(
-            help="perceptron, mlp1, mlp2, mlp4, conv2, conv4, conv6; for 32 px: cifar_resnet18, cifar_resnet32, "
+            help="perceptron, mlp1, mlp2, mlp4, conv2, conv4, conv6, cnn9; for 32 px: cifar_resnet18, cifar_resnet32, "
             "preact_resnet18, wrn_28_2; or any model of timm, such as resnet50 "
             "[default: conv4; cifar_resnet18 for CIFAR, resnet18 for photos]"
         ),

@@ -10,6 +10,10 @@ from train.models.twins import Twins
 SHAPES = [(28, 28, 1), (32, 32, 3), (11, 9, 2)]
 
 
+def large_enough(name: str, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    return (max(28, shape[0]), max(28, shape[1]), shape[2]) if name == "cnn9" else shape
+
+
 def weights(net: nn.Module) -> torch.Tensor:
     return nn.utils.parameters_to_vector(net.parameters())
 
@@ -17,7 +21,8 @@ def weights(net: nn.Module) -> torch.Tensor:
 @pytest.mark.parametrize("name", list(MODELS))
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_model_turns_images_of_any_shape_into_one_logit_a_class(name: str, shape: tuple[int, int, int]) -> None:
-    height, width, channels = shape
+    height, width, channels = large_enough(name, shape)
+    shape = height, width, channels
     net = build_model(name, shape, 7, seed=0)
     assert net(torch.zeros(2, channels, height, width)).shape == (2, 7)
 
@@ -74,6 +79,7 @@ def test_pooling_before_relu_is_pooling_after_it(name: str) -> None:
         ("cifar_resnet32", 464_154),
         ("preact_resnet18", 11_172_170),
         ("wrn_28_2", 1_467_610),
+        ("cnn9", 4_434_570 - (3 * 128 + 3 * 256 + 512 + 256 + 128)),  # the paper's has biases before batch norm
     ],
 )
 def test_residual_nets_have_the_size_that_is_known(name: str, parameters: int) -> None:
@@ -118,15 +124,16 @@ def test_a_model_of_timm_says_which_images_it_cannot_take() -> None:
 
 @pytest.mark.parametrize("name", list(MODELS))
 def test_predictions_start_uniform(name: str) -> None:
-    images = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    assert not build_model(name, (8, 8, 1), 4, seed=0)(images).any()
+    shape = large_enough(name, (8, 8, 1))
+    images = torch.randn(3, 1, *shape[:2], generator=torch.Generator().manual_seed(0))
+    assert not build_model(name, shape, 4, seed=0)(images).any()
 
 
 def test_only_conv_nets_have_batch_norm() -> None:
     with_norm = [
         name
         for name in MODELS
-        if any(isinstance(m, nn.BatchNorm2d) for m in build_model(name, (8, 8, 1), 4, seed=0).modules())
+        if any(isinstance(m, nn.BatchNorm2d) for m in build_model(name, (28, 28, 1), 4, seed=0).modules())
     ]
     assert with_norm == [name for name in MODELS if not name.startswith(("perceptron", "mlp"))]
 
@@ -164,6 +171,21 @@ def test_an_unknown_model_lists_the_menu_and_the_nearest_names() -> None:
 def test_a_conv_net_says_which_images_are_too_small() -> None:
     with pytest.raises(UserError, match="3 × 8"):
         build_model("conv4", (3, 8, 1), 4, seed=0)
+    with pytest.raises(UserError, match="cnn9 needs images of 28 × 28 px or more, these are 27 × 40; give another"):
+        build_model("cnn9", (27, 40, 1), 4, seed=0)
+
+
+def test_the_net_of_nine_convolutions_is_laid_out_as_its_paper_has_it() -> None:
+    net = build_model("cnn9", (32, 32, 3), 10, seed=0).eval()
+    assert isinstance(net, nn.Sequential)
+    shapes, images = [], torch.rand(2, 3, 32, 32)
+    for layer in net:
+        images = layer(images)
+        if isinstance(layer, nn.LeakyReLU):
+            shapes.append(tuple(images.shape[1:]))
+            assert layer.negative_slope == 0.01
+    assert shapes == [(128, 32, 32)] * 3 + [(256, 16, 16)] * 3 + [(512, 6, 6), (256, 4, 4), (128, 2, 2)]
+    assert not any(isinstance(layer, nn.Dropout | nn.Dropout2d) for layer in net.modules())
 
 
 def test_twins_give_the_logits_of_both_in_training_and_of_the_first_in_evaluation() -> None:

@@ -12,6 +12,7 @@ from torch import nn
 
 from kernels.philox import INIT, word
 from pipeline.errors import UserError
+from train.models.cnn9 import cnn9
 from train.models.preact import preact_resnet18, wrn_28_2
 from train.models.resnet import cifar_resnet18, cifar_resnet32
 from train.models.small import Shape, conv2, conv4, conv6, mlp, perceptron
@@ -24,6 +25,7 @@ MODELS: Final[dict[str, Callable[[Shape, int], nn.Module]]] = {
     "conv2": conv2,
     "conv4": conv4,
     "conv6": conv6,
+    "cnn9": cnn9,
     "cifar_resnet18": cifar_resnet18,
     "cifar_resnet32": cifar_resnet32,
     "preact_resnet18": preact_resnet18,
