@@ -91,6 +91,13 @@ def train(
             "[default: rsl: by the law; incv: estimated]"
         ),
     ] = None,
+    paper: Annotated[
+        str | None,
+        Option(
+            help="Take net, batch, optimizer, schedule, length and augmentation from a paper on label noise: incv, "
+            "coteaching, mlnt, rsl, each for its data sets; flags that are given besides win [default: none]"
+        ),
+    ] = None,
     loader: Annotated[
         str,
         Option(
@@ -117,6 +124,13 @@ def train(
     ] = None,
     size: Annotated[
         int | None, Option(help="Height and width of those images in a batch, in px [default: 224]", min=1)
+    ] = None,
+    augment: Annotated[
+        bool | None,
+        Option(
+            "--augment/--no-augment",
+            help="Shift or crop, and flip, training images at random [default: on, or as --paper has it]",
+        ),
     ] = None,
     check_reads: Annotated[
         bool,
@@ -182,7 +196,8 @@ def train(
     schedule: Annotated[
         str | None,
         Option(
-            help="constant, linear, cosine, steps (a tenth at 1/3, 2/3, 8/9), after a warm-up [default: the recipe's]"
+            help="constant, linear, cosine, steps (a tenth at 1/3, 2/3, 8/9), or a paper's (incv, coteaching, "
+            "coteaching100, mlnt, rsl), after a warm-up [default: the recipe's]"
         ),
     ] = None,
     examples: Annotated[
@@ -258,6 +273,7 @@ def train(
     from train.data import open_data
     from train.distributed import joined
     from train.experiment import Stopped, run_experiment, show_result, train_images
+    from train.papers import page_of
     from train.recipes import Recipe, recipe_for
 
     def asked() -> tuple[Recipe, DilutedSet]:
@@ -277,6 +293,8 @@ def train(
             order_seed=noise_seed or 0,
         )
         name = name_of_set(dataset, mini=mini)
+        page = None if paper is None else page_of(paper, name, method)
+        augmented = page is None or page.augment
         data = open_data(
             name,
             shards=shards,
@@ -287,6 +305,7 @@ def train(
             source=source,
             foreign=foreign_set,
             size=size,
+            augment=augmented if augment is None else augment,
             check_reads=check_reads,
         )
         given: dict[str, Any] = {
@@ -330,12 +349,15 @@ def train(
             "keep": keep,
         }
         given = {name: value for name, value in given.items() if value is not None}
+        if page is not None:
+            given.setdefault("val_frac", page.val_frac)
         recipe = recipe_for(
             name,
             method,
             num_images=train_images(data.formula.num_images, given.get("val_frac", Recipe.val_frac)),
             num_copies=1 + data.formula.alpha,
             epochs=epochs,
+            page=page,
             **given,
         )
         return recipe, data

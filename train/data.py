@@ -31,6 +31,7 @@ def open_data(
     source: Path | None = None,
     foreign: Source | None = None,
     size: int | None = None,
+    augment: bool = True,
     check_reads: bool = True,
 ) -> DilutedSet:
     """Open the data of a run.
@@ -47,6 +48,7 @@ def open_data(
         source: The user's own files, where there are no shards.
         foreign: The set whose images law foreign shows, if they do not lie in the shards.
         size: Height and width in a batch of images that differ in size; their own default if None.
+        augment: Whether training sees images as the set is usually augmented, or as evaluation does.
         check_reads: Whether to check every image of shards against its checksum as it is read.
 
     Raises:
@@ -61,7 +63,7 @@ def open_data(
         if dataset.name != name:
             raise UserError(f"{shards} holds {dataset.name}, not {name}; give its own shards, or train {dataset.name}")
         dataset = view(dataset, alpha=alpha, law=law, noise_seed=noise_seed, clean=clean, foreign=foreign)
-        return _sized(dataset, size)
+        return _shown(dataset, size, augment)
     check_choice("data set", name, SOURCES)
     clean_set = open_source(name, source)
     if alpha is None:
@@ -70,15 +72,16 @@ def open_data(
     if alpha is None:
         raise UserError(f"no --alpha for {name}; give the number of noisy labels per clean one, 0 or more")
     made = dilute(clean_set, alpha=alpha, law=law, noise_seed=noise_seed or 0, clean=clean, foreign=foreign)
-    return _sized(made, size)
+    return _shown(made, size, augment)
 
 
-def _sized(dataset: DilutedSet, size: int | None) -> DilutedSet:
-    if size is None:
-        return dataset
-    if dataset.augmentation.kind != "window":
-        raise UserError(f"--size {size}: the images of {dataset.name} have one size of their own; leave --size out")
-    return dataclasses.replace(dataset, augmentation=dataclasses.replace(dataset.augmentation, size_px=size))
+def _shown(dataset: DilutedSet, size: int | None, augment: bool) -> DilutedSet:
+    shown = dataset.augmentation if augment else dataset.augmentation.for_evaluation()
+    if size is not None:
+        if dataset.augmentation.kind != "window":
+            raise UserError(f"--size {size}: the images of {dataset.name} have one size of their own; leave --size out")
+        shown = dataclasses.replace(shown, size_px=size)
+    return dataclasses.replace(dataset, augmentation=shown)
 
 
 def only_shards(name: str) -> Path | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from pipeline.errors import UserError
 from train.learner import OPTIMIZERS, PRECISIONS
@@ -18,6 +18,9 @@ from train.methods import METHODS
 from train.models import check_model
 from train.noise_scale import LEAST_BATCH, MEASURES
 from train.schedule import SCHEDULES
+
+if TYPE_CHECKING:
+    from train.papers import Page
 
 SELECTIONS: Final = ("incv", "rsl")  # `train.select` has their code
 
@@ -208,12 +211,19 @@ _ONLY_FOR: Final = {"mixup_beta": "mixup", "forget_rate": "coteaching", "forget_
 
 
 def recipe_for(
-    dataset: str, method: str, *, num_images: int, num_copies: int, epochs: float | None = None, **given: Any
+    dataset: str,
+    method: str,
+    *,
+    num_images: int,
+    num_copies: int,
+    epochs: float | None = None,
+    page: Page | None = None,
+    **given: Any,
 ) -> Recipe:
     """Return the recipe of a method on a data set.
 
-    What is not given comes from the method's function below; `eval_every` and `log_every` then follow from the
-    length of the run and the batch.
+    What is not given comes from the method's function below, or from a paper's page; `eval_every` and `log_every` then
+    follow from the length of the run and the batch.
 
     Args:
         dataset: Name of the clean set.
@@ -221,6 +231,7 @@ def recipe_for(
         num_images: Images to train on, the held-out ones left out.
         num_copies: 1 + α of the data.
         epochs: Length in passes over what the method streams, in place of `examples`.
+        page: Of a paper, in place of the method's own settings.
         given: Fields of `Recipe` that the user chose.
 
     Raises:
@@ -230,12 +241,13 @@ def recipe_for(
     for name, only in _ONLY_FOR.items():
         if name in given and method != only:
             raise UserError(f"{name} {given[name]} is for method {only}, this is {method}; leave it out")
-    defaults = _RECIPES[method](num_images, num_copies)
+    epoch = rows_an_epoch(method, num_images=num_images, num_copies=num_copies)
+    defaults = _RECIPES[method](num_images, num_copies) if page is None else page.fields(epoch)
     given |= _measured(method, num_images, num_copies, defaults, given)
     if epochs is not None:
         if not 0 < epochs < math.inf:
             raise UserError(f"epochs is {epochs}; give a number above 0")
-        given["examples"] = max(1, round(epochs * rows_an_epoch(method, num_images=num_images, num_copies=num_copies)))
+        given["examples"] = max(1, round(epochs * epoch))
     if given.get("optimizer") == "sgd":
         defaults |= _SGD
     fields = {"model": _MODEL_OF.get(dataset, Recipe.model), **defaults, **given}
@@ -265,8 +277,9 @@ def _measured(
     flag = f"{wanted[0]} auto"
     if METHODS[method].stream == "images":
         raise UserError(f"{flag} was measured for batches of examples, and {method} counts images; give a number")
-    if given.get("optimizer", "adamw") != "adamw":
-        raise UserError(f"{flag} was measured for adamw, this is {given['optimizer']}; give a number")
+    optimizer = given.get("optimizer", defaults["optimizer"])
+    if optimizer != "adamw":
+        raise UserError(f"{flag} was measured for adamw, this is {optimizer}; give a number")
     alpha = num_copies - 1
     batch = (
         min(best_batch(alpha), num_images * num_copies) if "batch" in wanted else given.get("batch", defaults["batch"])

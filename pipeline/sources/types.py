@@ -132,7 +132,7 @@ class Augmentation:
 
     def for_evaluation(self) -> Augmentation:
         """Return what evaluation does with these images: nothing at random."""
-        return Augmentation("centre", size_px=self.size_px) if self.kind == "window" else Augmentation("none")
+        return Augmentation("centre", size_px=self.size_px) if self.size_px else Augmentation("none")
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,4 +46,5 @@ def test_the_rate_summed_over_examples_does_not_depend_on_the_batch(schedule: st
 
     # The midpoint rule is exact on straight lines; on a cosine over 100 steps its relative error is below 1e-3. A drop
     # in the middle of one of 100 steps is half a step off.
-    assert total(64) == pytest.approx(total(16), rel=1e-2 if schedule == "steps" else 1e-3)
+    drops = schedule in ("steps", "incv", "mlnt", "rsl")
+    assert total(64) == pytest.approx(total(16), rel=2e-2 if drops else 1e-3)
