@@ -131,6 +131,11 @@ def fit_of(dataset: DilutedSet, histograms: Histograms) -> Fit | None:
     return Fit(chi_square / freedom, math.sqrt(2 * freedom + float(rare)) / freedom)
 
 
+def source_word(dataset: DilutedSet) -> str:
+    """Say what to call source labels: where nobody checked them, they are observed ones."""
+    return "observed" if dataset.observed else "source"
+
+
 def class_name(dataset: DilutedSet, label: int, length: int = MAX_NAME) -> str:
     """Name a class for people: its number, and its name, cut, where that is another one."""
     name = dataset.classes[label]
@@ -149,8 +154,8 @@ def class_table(dataset: DilutedSet, histograms: Histograms) -> Table:
     columns = (histograms.source, histograms.noisy, histograms.right_share)
     table = Table(title="labels of each class", box=None)
     table.add_column("class", no_wrap=True)
-    first, last = ("observed labels", "as observed") if dataset.observed else ("source labels", "share right")
-    for name in (first, "noisy labels", last):
+    share = "as observed" if dataset.observed else "share right"
+    for name in (f"{source_word(dataset)} labels", "noisy labels", share):
         table.add_column(name, justify="right", no_wrap=True)
 
     def add(rows: Iterable[int]) -> None:
@@ -177,8 +182,9 @@ def _cells(values: Iterable[Any]) -> list[str]:
 
 def matrix_table(dataset: DilutedSet, histograms: Histograms) -> Table:
     """Lay out the realised transition matrix: a row for each source class, in per cent of its labels."""
-    table = Table(title="labels of each source class, in %", box=None, padding=(0, 1, 0, 0))
-    table.add_column("source class", no_wrap=True)
+    rows = f"{source_word(dataset)} class"
+    table = Table(title=f"labels of each {rows}, in %", box=None, padding=(0, 1, 0, 0))
+    table.add_column(rows, no_wrap=True)
     for k in range(dataset.num_classes):
         table.add_column(str(k), justify="right", no_wrap=True, min_width=4)
     for k, row in enumerate(histograms.transitions):

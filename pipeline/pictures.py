@@ -18,7 +18,7 @@ from PIL import Image
 from pipeline.atomic import write_file
 from pipeline.dataset import DilutedSet, decode
 from pipeline.errors import DamagedImageError
-from pipeline.histograms import MAX_SHOWN, Histograms, class_name, cut
+from pipeline.histograms import MAX_SHOWN, Histograms, class_name, cut, source_word
 
 __all__ = ["Figure", "heat_map", "picture_bytes", "sample_grid", "save"]
 
@@ -63,14 +63,15 @@ def heat_map(dataset: DilutedSet, histograms: Histograms) -> Figure:
     that the rare ones are seen beside the right ones; above `histograms.MAX_BINS` classes, neighbours share a cell.
     """
     num_classes, few = dataset.num_classes, dataset.num_classes <= MAX_SHOWN
+    rows = f"{source_word(dataset)} class"
     shares = 100 * np.nan_to_num(histograms.transitions)
     figure = Figure(figsize=(9, 8), layout="constrained")
     axes = figure.add_subplot()
     place = (-0.5, num_classes - 0.5, num_classes - 0.5, -0.5)
     norm = PowerNorm(1 if few else 0.5, vmin=0, vmax=shares.max())
     drawn = axes.imshow(shares, cmap="Blues", norm=norm, extent=place)
-    figure.colorbar(drawn, ax=axes, shrink=0.8, label="% of the labels of the source class")
-    axes.set(xlabel="label", ylabel="source class")
+    figure.colorbar(drawn, ax=axes, shrink=0.8, label=f"% of the labels of the {rows}")
+    axes.set(xlabel="label", ylabel=rows)
     axes.set_title(_title(dataset), parse_math=False)
     if num_classes <= _MAX_NAMES:
         names, size = [class_name(dataset, k, 16) for k in range(num_classes)], 9 if few else 6

@@ -11,13 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from listed import CLEAN, NAMES, NOISY, SYNSETS, WEB_TRAIN, WEB_VAL, write_clothing1m, write_webvision
+from matplotlib.text import Text
 from rich.console import Console
 
 from pipeline.builder import build
 from pipeline.dataset import dilute, open_shards
 from pipeline.describe import summary_table
 from pipeline.errors import UserError
-from pipeline.histograms import class_table, count_labels
+from pipeline.histograms import class_table, count_labels, matrix_table
+from pipeline.pictures import heat_map, sample_grid
 from pipeline.plan import plan_build
 from pipeline.sources import SOURCES, Split, name_of_set, open_source
 from pipeline.sources.lists import read_labels
@@ -136,14 +138,22 @@ def test_a_summary_claims_no_right_labels_where_nobody_checked_them(tmp_path: Pa
         folder = tmp_path / f"out-{observed}"
         same = dataclasses.replace(source, observed=observed)
         manifest = build(plan_build(same, dilute(same, alpha=3)), folder)
+        dataset = open_shards(folder)
+        histograms = count_labels(dataset)
         console = Console(width=200)
         with console.capture() as capture:
             console.print(summary_table(manifest, folder))
-            console.print(class_table(open_shards(folder), count_labels(open_shards(folder))))
+            console.print(class_table(dataset, histograms))
+            console.print(matrix_table(dataset, histograms))
         text = capture.get()
+        for figure in (heat_map(dataset, histograms), sample_grid(dataset, np.arange(4))):
+            text += " ".join(found.get_text() for found in figure.findobj(Text))  # type: ignore[attr-defined]
         assert ("unknown: training images have the labels they were found with" in text) is observed
         assert ("labels that equal the observed one" in text) is observed
-        for words in ("right labels", "clean images", "vote over", "share right", "source labels"):
+        assert (" as observed" in text) is observed
+        assert (" right" in text) is not observed
+        assert ("labels of each observed class" in text) is observed
+        for words in ("right labels", "clean images", "vote over", "share right", "source labels", "source class"):
             assert (words in text) is not observed
 
 
