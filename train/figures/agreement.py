@@ -31,7 +31,7 @@ def agreement(dataset: str, scale: Scale) -> list[Point]:
     }
     return [
         Point(
-            noise=Noise(alpha=0, law=law, rate=rate),
+            noise=Noise(alpha=0, law=law, flip_rate=rate),
             model=scale.pick("perceptron", "mlp2", "conv4"),
             clean=clean,
             rate=1e-3,

@@ -22,18 +22,18 @@ class Noise:
     Args:
         alpha: Noisy labels a clean one.
         law: "uniform", "structured", "foreign" or "white"; "symmetric" or "pair", which flip labels, at α = 0.
-        rate: Of labels that are flipped.
         order: Of the false classes under "structured".
         delta: Degree of structure under "structured".
         foreign: Name of the set whose images "foreign" shows.
+        flip_rate: Share of labels that a flip draws anew; None under laws that add labels.
     """
 
     alpha: int
     law: str = "uniform"
-    rate: float | None = None
     order: str = ""
     delta: float | None = None
     foreign: str = ""
+    flip_rate: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

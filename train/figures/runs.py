@@ -103,7 +103,7 @@ def run_figure(
     points = figure.points(place.dataset, scale)
     if any(point.noise.order in ("confusing", "reverse") for point in points):
         measure_confusion(place, scale)
-    for point in [each for each in points if each.unseen and not each.noise.rate][:1]:
+    for point in [each for each in points if each.unseen and not each.noise.flip_rate][:1]:
         run_job(Job(place, scale, point, point.rate, "given", 0))  # what the others are held against
 
     def run(jobs: list[Job]) -> Iterator[Row]:
@@ -214,7 +214,7 @@ def run_job(job: Job) -> Row:
 
 def clean_confusion(job: Job) -> Int64[Array, "k k"]:
     """Measure, at seed 0, how a net of the same point confuses the classes that it learnt without noise."""
-    point = dataclasses.replace(job.point, noise=dataclasses.replace(job.point.noise, law="symmetric", rate=0.0))
+    point = dataclasses.replace(job.point, noise=dataclasses.replace(job.point.noise, law="symmetric", flip_rate=0.0))
     job = dataclasses.replace(job, point=point, seed=0)
     dataset = unaugmented(open_point(job.place, point.noise, point.clean, 0))
     recipe = recipe_of(job, dataset)
@@ -237,7 +237,7 @@ def open_point(place: Place, noise: Noise, clean: int | None, seed: int) -> Dilu
     measured = noise.order in ("confusing", "reverse")
     law = law_from_flags(
         None if noise.law == "uniform" else noise.law,
-        rate=noise.rate,
+        rate=noise.flip_rate,
         delta=noise.delta,
         order_of_classes=noise.order or None,
         matrix=confusion_path(place) if measured else None,
@@ -292,7 +292,9 @@ def folder_name(job: Job, recipe: Recipe) -> str:
     """
     own = dataclasses.asdict(Recipe(dataset=recipe.dataset, examples=recipe.examples))
     fields = {name: value for name, value in dataclasses.asdict(recipe).items() if value != own[name]}
-    noise = {name: value for name, value in dataclasses.asdict(job.point.noise).items() if value not in (None, "")}
+    noise = dataclasses.asdict(job.point.noise)
+    if noise["flip_rate"] is None:  # runs without one were named before there was one
+        del noise["flip_rate"]
     facts = {"recipe": fields, "examples": recipe.examples, "noise": noise}
     if job.point.unseen:
         facts["unseen"] = True
@@ -307,8 +309,7 @@ def row_of(job: Job, recipe: Recipe, dataset: DilutedSet, result: dict[str, Any]
     row = {
         "dataset": recipe.dataset,
         "scale": job.scale.name,
-        **{name: value for name, value in dataclasses.asdict(noise).items() if name != "rate"},
-        "flip_rate": noise.rate,
+        **dataclasses.asdict(noise),
         "clean": dataset.formula.num_images,
         **{
             name: getattr(recipe, name)
@@ -360,7 +361,7 @@ def measure_confusion(place: Place, scale: Scale) -> None:
 def describe(row: Row) -> str:
     """Say a run and its result in a line."""
     noise = [row["law"], row["order"], row["foreign"], "" if row["delta"] is None else f"δ = {row['delta']:g}"]
-    noise += [] if row["flip_rate"] is None else [f"{row['flip_rate']:g} wrong"]
+    noise += ["" if row["flip_rate"] is None else f"rate {row['flip_rate']:g}"]
     words = [row["dataset"], f"α = {row['alpha']}", *(word for word in noise if word and word != "uniform")]
     words += [f"{row['clean']:,} clean", row["model"], row["method"], f"batch {row['batch']}", f"lr {row['lr']:g}"]
     rate = " (candidate)" if row["rate"] == "candidate" else ""
