@@ -169,17 +169,21 @@ def held_out_images(recipe: Recipe, dataset: DilutedSet) -> range:
     return range(train_images(num_images, recipe.val_frac), num_images)
 
 
-def _training(
-    recipe: Recipe, dataset: DilutedSet, learner: Learner, part: Part, *, wrong: float | None = None
-) -> tuple[Method, Batches]:
-    """Make the method of a run and open its batches; `wrong` is the share of wrong labels in a selection."""
-    held_in = held_out_images(recipe, dataset).start
-    if not held_in:
-        raise UserError(f"val_frac {recipe.val_frac} holds all {dataset.formula.num_images} images out; lower it")
+def method_of(recipe: Recipe, dataset: DilutedSet, *, wrong: float | None = None) -> Method:
+    """Make the method of a run.
+
+    Args:
+        recipe: Of the run.
+        dataset: What it trains on.
+        wrong: Share of wrong labels in a selection from it; None is what its law says of all.
+
+    Raises:
+        UserError: If it does not fit the data.
+    """
     law, wanted = dataset.formula.law.name, METHODS[recipe.method].only_law
     if wanted not in (None, law):
         raise UserError(f"{recipe.method} is defined for law {wanted}, this data set's is {law}; give another --method")
-    method = METHODS[recipe.method](
+    return METHODS[recipe.method](
         Setting(
             num_classes=dataset.num_classes,
             alpha=dataset.formula.alpha,
@@ -192,6 +196,16 @@ def _training(
             seed=recipe.seed,
         )
     )
+
+
+def _training(
+    recipe: Recipe, dataset: DilutedSet, learner: Learner, part: Part, *, wrong: float | None = None
+) -> tuple[Method, Batches]:
+    """Make the method of a run and open its batches; `wrong` is the share of wrong labels in a selection."""
+    held_in = held_out_images(recipe, dataset).start
+    if not held_in:
+        raise UserError(f"val_frac {recipe.val_frac} holds all {dataset.formula.num_images} images out; lower it")
+    method = method_of(recipe, dataset, wrong=wrong)
     batches = open_batches(
         dataset,
         batch=recipe.batch,
@@ -345,7 +359,7 @@ def select(recipe: Recipe, dataset: DilutedSet, folder: Path, world: World) -> t
         raise world.end_of_all(error) from None
     truth = dataset.formula
     said: dict[str, float] = {"kept": int(selection.kept.sum()), "judged": int((~np.isnan(selection.scores)).sum())}
-    if not truth.law.adds_images:
+    if not (truth.law.adds_images or dataset.observed):  # else nobody knows which labels are right
         right = task.labels() == np.tile(dataset.train.source_labels, 1 + truth.alpha)
         said |= quality(selection, right)
     if world.is_first:
