@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from jaxtyping import Int64
 from numpy import ndarray as Array
@@ -75,6 +75,22 @@ class Job:
     seed: int
 
 
+class Finished(NamedTuple):
+    """A run that is over.
+
+    Args:
+        recipe: What it was.
+        dataset: What it trained on.
+        result: What came out of it.
+        folder: Where it lies.
+    """
+
+    recipe: Recipe
+    dataset: DilutedSet
+    result: dict[str, Any]
+    folder: Path
+
+
 def run_figure(
     name: str, figure: Figure, place: Place, scale: Scale, *, seeds: int, workers: int, keep: Callable[[Row], None]
 ) -> list[Row]:
@@ -104,10 +120,10 @@ def run_figure(
     if any(point.noise.order in ("confusing", "reverse") for point in points):
         measure_confusion(place, scale)
     for point in [each for each in points if each.unseen and not each.noise.flip_rate][:1]:
-        run_job(Job(place, scale, point, point.rate, "given", 0))  # what the others are held against
+        finish(Job(place, scale, point, point.rate, "given", 0))  # what the others are held against
 
     def run(jobs: list[Job]) -> Iterator[Row]:
-        for row in run_jobs(jobs, workers):
+        for row in run_jobs(run_job, jobs, workers):
             row |= {"experiment": name}
             keep(row)
             yield row
@@ -153,10 +169,11 @@ def _choose_rates(
     return chosen
 
 
-def run_jobs(jobs: list[Job], workers: int) -> Iterator[Row]:
-    """Run jobs and yield their rows as they end; each says how far the whole is.
+def run_jobs(run_one: Callable[[Job], Row], jobs: list[Job], workers: int) -> Iterator[Row]:
+    """Run jobs and yield their rows, in the order of the jobs; each says how far the whole is.
 
     Args:
+        run_one: Runs a job and returns its row: `run_job`, or one that adds to it.
         jobs: In the order of their runs, where one runs at a time.
         workers: Runs at once, each in a process of its own if there are several.
 
@@ -174,23 +191,36 @@ def run_jobs(jobs: list[Job], workers: int) -> Iterator[Row]:
 
     if not jobs:
         return
-    with spread(None, workers, threads=max(1, len(os.sched_getaffinity(0)) // workers)) as run:
+    with spread(run_one, workers, threads=max(1, len(os.sched_getaffinity(0)) // workers)) as run:
         for found in run(_run_or_signal, jobs):
             if isinstance(found, int):
                 raise Stopped(found)
             yield told(found)
 
 
-def _run_or_signal(nothing: None, job: Job) -> Row | int:
+def _run_or_signal(run_one: Callable[[Job], Row], job: Job) -> Row | int:
     """Run a job; the number of a signal stands for one that was stopped by it."""
     try:
-        return run_job(job)
+        return run_one(job)
     except Stopped as stopped:
         return stopped.signal_number
 
 
 def run_job(job: Job) -> Row:
-    """Run a job, or read what it gave.
+    """Run a job, or read what it gave, and return its row.
+
+    Raises:
+        Stopped: If a signal came.
+    """
+    run = finish(job)
+    row = row_of(job, run)
+    if not job.point.unseen:
+        return row
+    return row | measure_unseen(run.recipe, run.dataset, run.folder, clean_confusion(job))
+
+
+def finish(job: Job) -> Finished:
+    """Run a job, or go on with it, unless it is over already.
 
     Raises:
         Stopped: If a signal came.
@@ -206,19 +236,14 @@ def run_job(job: Job) -> Row:
             result = run_experiment(
                 recipe, dataset, folder, resume=True, part=halves(dataset) if job.point.unseen else ALL
             )
-    row = row_of(job, recipe, dataset, result, folder)
-    if not job.point.unseen:
-        return row
-    return row | measure_unseen(recipe, dataset, folder, clean_confusion(job))
+    return Finished(recipe, dataset, result, folder)
 
 
 def clean_confusion(job: Job) -> Int64[Array, "k k"]:
     """Measure, at seed 0, how a net of the same point confuses the classes that it learnt without noise."""
-    point = dataclasses.replace(job.point, noise=dataclasses.replace(job.point.noise, law="symmetric", flip_rate=0.0))
-    job = dataclasses.replace(job, point=point, seed=0)
-    dataset = unaugmented(open_point(job.place, point.noise, point.clean, 0))
-    recipe = recipe_of(job, dataset)
-    return confusion_of(recipe, dataset, job.place.out / folder_name(job, recipe))
+    noise = dataclasses.replace(job.point.noise, law="symmetric", flip_rate=0.0)
+    run = finish(dataclasses.replace(job, point=dataclasses.replace(job.point, noise=noise), seed=0))
+    return confusion_of(run.recipe, run.dataset, run.folder)
 
 
 @contextmanager
@@ -303,8 +328,9 @@ def folder_name(job: Job, recipe: Recipe) -> str:
     return "-".join((*words, f"{digest:08x}"))
 
 
-def row_of(job: Job, recipe: Recipe, dataset: DilutedSet, result: dict[str, Any], folder: Path) -> Row:
+def row_of(job: Job, finished: Finished) -> Row:
     """Lay out what came out of a run."""
+    recipe, dataset, result, folder = finished
     noise, accuracy, given = job.point.noise, result["top1_accuracy"], result["memorisation"]["given"]
     row = {
         "dataset": recipe.dataset,

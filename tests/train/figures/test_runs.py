@@ -196,6 +196,10 @@ def test_a_folder_is_named_by_all_that_makes_another_run(tmp_path: Path) -> None
             for given in ({"batch": 64}, {"schedule": "cosine"})
         ),
         dataclasses.replace(job, point=uniform(2, noise=Noise(alpha=2, law="white"))),
+        *(
+            dataclasses.replace(job, point=uniform(0, noise=Noise(alpha=0, law="symmetric", flip_rate=rate)))
+            for rate in (0.2, 0.5)
+        ),
     ]
 
     def name(each: runs.Job) -> str:
@@ -205,3 +209,15 @@ def test_a_folder_is_named_by_all_that_makes_another_run(tmp_path: Path) -> None
     names = [name(each) for each in (job, *others)]
     assert len(set(names)) == len(names)
     assert name(dataclasses.replace(job, how="chosen")) == names[0]
+
+
+def test_a_run_is_found_again_by_later_versions(tmp_path: Path) -> None:
+    job = runs.Job(Place("mnist5k", tmp_path), SCALE, uniform(2), "recipe", "recipe", 0)
+    data = runs.open_point(job.place, job.point.noise, job.point.clean, 0)
+    assert runs.folder_name(job, runs.recipe_of(job, data)) == "mnist5k-perceptron-plain-alpha2-seed0-09ff532a"
+
+
+def test_labels_are_flipped_at_the_rate_of_a_point(tmp_path: Path) -> None:
+    noise = Noise(alpha=0, law="symmetric", flip_rate=0.5)
+    data = runs.open_point(Place("mnist5k", tmp_path), noise, 200, 0)
+    assert data.formula.right_share(data.train.source_labels) == pytest.approx(0.5)
