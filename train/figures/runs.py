@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 from jaxtyping import Int64
 from numpy import ndarray as Array
@@ -73,6 +73,9 @@ class Job:
     rate: float | str
     how: str
     seed: int
+
+
+OneJob = TypeVar("OneJob", bound=Job)  # or what knows more of itself than a job
 
 
 class Finished(NamedTuple):
@@ -169,7 +172,7 @@ def _choose_rates(
     return chosen
 
 
-def run_jobs(run_one: Callable[[Job], Row], jobs: list[Job], workers: int) -> Iterator[Row]:
+def run_jobs(run_one: Callable[[OneJob], Row], jobs: list[OneJob], workers: int) -> Iterator[Row]:
     """Run jobs and yield their rows, in the order of the jobs; each says how far the whole is.
 
     Args:
@@ -198,7 +201,7 @@ def run_jobs(run_one: Callable[[Job], Row], jobs: list[Job], workers: int) -> It
             yield told(found)
 
 
-def _run_or_signal(run_one: Callable[[Job], Row], job: Job) -> Row | int:
+def _run_or_signal(run_one: Callable[[OneJob], Row], job: OneJob) -> Row | int:
     """Run a job; the number of a signal stands for one that was stopped by it."""
     try:
         return run_one(job)
@@ -389,6 +392,7 @@ def describe(row: Row) -> str:
     noise = [row["law"], row["order"], row["foreign"], "" if row["delta"] is None else f"δ = {row['delta']:g}"]
     noise += ["" if row["flip_rate"] is None else f"rate {row['flip_rate']:g}"]
     words = [row["dataset"], f"α = {row['alpha']}", *(word for word in noise if word and word != "uniform")]
-    words += [f"{row['clean']:,} clean", row["model"], row["method"], f"batch {row['batch']}", f"lr {row['lr']:g}"]
+    method = row.get("entry", row["method"])  # in a comparison it has a name of its own
+    words += [f"{row['clean']:,} clean", row["model"], method, f"batch {row['batch']}", f"lr {row['lr']:g}"]
     rate = " (candidate)" if row["rate"] == "candidate" else ""
     return f"{', '.join(words)}{rate}, seed {row['seed']}: {row['top1_last']:.1%} ({row['wall_s']:.0f} s)"

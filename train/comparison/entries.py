@@ -1,0 +1,98 @@
+"""Who may take part in a comparison; this is the menu."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Any, Final
+
+from pipeline.errors import UserError
+from train.methods import METHODS
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a method of a comparison is made of.
+
+    Args:
+        fields: Fields of `train.recipes.Recipe`; what is not named is as in the method's recipe, but for `BASE`.
+        told: What it is told besides images and noisy labels, in a few words.
+    """
+
+    fields: dict[str, Any] = field(default_factory=dict)
+    told: str = ""
+
+    @property
+    def method(self) -> str:
+        """The method that trains it."""
+        return str((BASE | self.fields)["method"])
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Its recipe's other fields."""
+        return {name: value for name, value in (BASE | self.fields).items() if name != "method"}
+
+    @property
+    def uses_clean_labels(self) -> bool:
+        """Whether it is an oracle; every table says so."""
+        return METHODS[self.method].uses_clean_labels
+
+
+# No entry has averaged weights unless it says so: recipes do, and then what a method gains and what averaging gains
+# could not be told apart.
+BASE: Final[dict[str, Any]] = {"method": "plain", "ema": 0.0}
+
+# "a+b" is a with what b adds: "mixup+ema", "forward+ema", "mixup+smoothing".
+ENTRIES: Final[dict[str, Entry]] = {
+    "plain": Entry(),
+    "ema": Entry({"ema": 3.0}),  # as in the recipes: the average weighs the last third of the run most
+    "smoothing": Entry({"label_smoothing": 0.1}),
+    "mixup": Entry({"method": "mixup"}),
+    "forward": Entry({"method": "forward"}, told="the transition matrix"),
+    "coteaching": Entry({"method": "coteaching"}, told="the share of wrong labels"),
+    "histogram": Entry({"method": "histogram"}, told="which labels share an image"),
+    "marginal": Entry({"method": "marginal"}, told="which labels share an image, and that one of them is right"),
+    "h_alpha": Entry({"method": "h_alpha"}, told="the clean labels"),
+}
+
+
+def entry_of(name: str) -> Entry:
+    """Return an entry of the menu, or what several of them make together.
+
+    Args:
+        name: One of `ENTRIES`, or several joined by +.
+
+    Raises:
+        UserError: If one is not on the menu, or two of them set the same field.
+    """
+    fields: dict[str, Any] = {}
+    told = []
+    for part in name.split("+"):
+        if part not in ENTRIES:
+            near = get_close_matches(part, ENTRIES, n=2)
+            hint = f" (did you mean {' or '.join(near)}?)" if near else ""
+            raise UserError(
+                f"unknown method '{part}'{hint}; the methods are: {', '.join(ENTRIES)}; + joins them, as in mixup+ema"
+            )
+        if both := fields.keys() & ENTRIES[part].fields:
+            raise UserError(f"method {name} sets {min(both)} twice; join what differs, as in mixup+ema")
+        fields |= ENTRIES[part].fields
+        told += [ENTRIES[part].told] if ENTRIES[part].told else []
+    return Entry(fields, ", ".join(told))
+
+
+def entries_of(names: Iterable[str]) -> dict[str, Entry]:
+    """Return the entries of a comparison, by name.
+
+    Raises:
+        UserError: If there is none, a name is not known, or two are the same.
+    """
+    entries: dict[str, Entry] = {}
+    for name in names:
+        entry = entry_of(name)
+        same = [other for other, known in entries.items() if known.fields == entry.fields]
+        if same:
+            raise UserError(f"methods {same[0]} and {name} are the same; name one of them, once")
+        entries[name] = entry
+    return entries
