@@ -51,7 +51,7 @@ SUBJECTS = {
     "confusion": r"confusion\.csv",
     "shards": r"shards/|build_shards",
     "memory": "^train ",
-    "speed": "^tools/(bench|reproduce) ",
+    "speed": "^tools/(bench|reproduce|compare) ",
 }
 
 
@@ -84,6 +84,8 @@ def test_the_commands_of_the_readme_run(tmp_path: Path, about: str) -> None:
             words += ["--rounds", "3", "--no-save"]
         if words[0] == "tools/reproduce":
             words += ["--no-save"]
+        if words[0] == "tools/compare":
+            words += ["--epochs", "0.05", "--seeds", "1"]
         if words[0] != "train":
             words[0] = str(ROOT / words[0])
         check(command, words)

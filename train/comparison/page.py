@@ -38,8 +38,8 @@ _BUDGET_RULES: Final = {
     "epochs": "Every method goes over what it streams equally often: over all examples, or, for methods that see an "
     "image with all its labels at once, over all images.",
     "time": "Every method sees as many examples as it can in the time that the slowest one trained for equal epochs, "
-    "at the speed that it had there: the median over seeds of examples a second, evaluations left out; in whole "
-    "steps. A method that costs twice as much a step stands beside a baseline that trains twice as long.",
+    "at the speed that its fastest seed had there, evaluations left out; in whole steps. A method that costs twice as "
+    "much a step stands beside a baseline that trains twice as long.",
 }
 _STYLE: Final = "td small { color: #6b7078; white-space: nowrap; } th { max-width: 9em; }"
 _COLOURS: Final = 10
