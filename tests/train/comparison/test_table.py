@@ -72,6 +72,7 @@ def test_the_page_needs_no_other_file_and_says_its_rules() -> None:
     assert "http" not in text
     for words in ("h_alpha (oracle: uses clean labels)", "Equal time", "slowest one", "80.0–90.0", "the clean labels"):
         assert words in text, words
+    assert "<td>h_alpha</td>" not in text
     assert all(column.head in text for column in ACCURACY.values())
 
 
