@@ -74,7 +74,8 @@ def failing(rank: int, ranks: tuple[int, ...]) -> int:
 def recipe(method: str, model: str) -> Recipe:
     """Return a short run in float32; its batch divides by two processes and two parts each.
 
-    Co-teaching forgets nothing: what it leaves out, each part of each process chooses by itself.
+    Co-teaching forgets nothing: what it leaves out, each part of each process chooses by itself. MLNT weighs nothing:
+    each part of each process steps on its own labels.
     """
     return Recipe(
         dataset="synthetic",
@@ -85,11 +86,20 @@ def recipe(method: str, model: str) -> Recipe:
         accumulate=1 if model == "conv2" else 2,
         lr=0.05,
         forget_rate=0.0,
+        mlnt_weight=0.0,
         ema=2.0,
         precision="fp32",
         eval_every=240,
         val_frac=0.2,
         order="passes",
+    )
+
+
+def meta_recipe(accumulate: int) -> Recipe:
+    """Return a short run in which MLNT steps on labels as they are: each part finds neighbours by itself."""
+    asked = recipe("mlnt", "mlp1")
+    return dataclasses.replace(
+        asked, accumulate=accumulate, mlnt_weight=1.0, mlnt_ramp_epochs=0.1, mlnt_replaced_frac=0.0, mlnt_sets=2
     )
 
 
@@ -113,6 +123,7 @@ def run_everywhere(folder: Path, world: World) -> None:
     run_experiment(recipe("plain", "conv2"), data(), folder / "conv2", world=world)
     for name in SELECTIONS:
         run_experiment(selecting(name), data(), folder / name, world=world)
+    run_experiment(meta_recipe(accumulate=1), data(), folder / "meta", world=world)
 
 
 def main() -> None:
@@ -143,6 +154,7 @@ def look(world: World) -> dict[str, Any]:
     meter.add({"loss": torch.tensor(2.0 * rank)})
     seen["meter"] = meter.read(torch.tensor(7))
     seen["largest"] = world.largest(rank, 5 - rank)
+    seen["rows"] = world.rows(torch.tensor([[rank, 0], [rank, 1]])).tolist()
     seen["sum"] = world.sum(torch.tensor([rank + 1, 10])).tolist()
     seen["gather"] = world.gather(f"r{rank}")
     seen["from_first"] = world.from_first({"rank": rank})

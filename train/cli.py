@@ -67,7 +67,8 @@ def train(
         str,
         Option(
             help="plain, h_alpha (oracle: reads the clean labels), histogram, marginal (one label of an image is "
-            "right), mixup, forward (knows the noise law), coteaching (two nets; knows how many labels are wrong)"
+            "right), mixup, forward (knows the noise law), coteaching (two nets; knows how many labels are wrong), "
+            "mlnt (a step on wrong labels should not lead away from its teacher)"
         ),
     ] = "plain",
     select: Annotated[
@@ -178,6 +179,31 @@ def train(
     forget_epochs: Annotated[
         float | None,
         Option(help="Of method coteaching: passes over the data in which that share grows from 0 [default: 10]"),
+    ] = None,
+    mlnt_sets: Annotated[
+        int | None, Option(help="Of method mlnt: synthetic label sets a step, each a step to try [default: 10]")
+    ] = None,
+    mlnt_inner_lr: Annotated[
+        float | None, Option(help="Of method mlnt: learning rate of the step that is tried [default: 0.2]")
+    ] = None,
+    mlnt_weight: Annotated[
+        float | None,
+        Option(help="Of method mlnt: weight of the consistency with its teacher; 0 is method plain [default: 0.4]"),
+    ] = None,
+    mlnt_order: Annotated[
+        str | None,
+        Option(help="Of method mlnt: second differentiates that step too, first does not [default: second]"),
+    ] = None,
+    mlnt_neighbours: Annotated[
+        int | None,
+        Option(help="Of method mlnt: nearest rows of a batch, one of which a row takes its label from [default: 10]"),
+    ] = None,
+    mlnt_replaced_frac: Annotated[
+        float | None, Option(help="Of method mlnt: share of a set's rows that take one, in [0, 1] [default: 0.5]")
+    ] = None,
+    mlnt_ramp_epochs: Annotated[
+        float | None,
+        Option(help="Of method mlnt: passes over the data in which that weight grows [default: the recipe's]"),
     ] = None,
     accumulate: Annotated[
         str | None,
@@ -332,6 +358,13 @@ def train(
             "mixup_beta": mixup_beta,
             "forget_rate": forget_rate,
             "forget_epochs": forget_epochs,
+            "mlnt_sets": mlnt_sets,
+            "mlnt_inner_lr": mlnt_inner_lr,
+            "mlnt_weight": mlnt_weight,
+            "mlnt_order": mlnt_order,
+            "mlnt_neighbours": mlnt_neighbours,
+            "mlnt_replaced_frac": mlnt_replaced_frac,
+            "mlnt_ramp_epochs": mlnt_ramp_epochs,
             "accumulate": number_or_auto("--accumulate", accumulate, int),
             "ema": ema,
             "schedule": schedule,

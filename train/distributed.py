@@ -54,6 +54,14 @@ class World:
             dist.all_reduce(values)
         return values
 
+    def rows(self, own: Shaped[Tensor, "b ..."]) -> Shaped[Tensor, "all ..."]:
+        """Put together every process's rows, by rank; all have as many. On a GPU the host does not wait."""
+        if self.size == 1:
+            return own
+        every = own.new_empty(self.size * len(own), *own.shape[1:])
+        dist.all_gather_into_tensor(every, own.contiguous())
+        return every
+
     def largest(self, *values: float) -> list[float]:
         """Return the largest of every process's numbers, one by one; the hosts wait for each other."""
         if self.size == 1:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -35,6 +36,7 @@ from train.loop import Run, all_replaced, fit, load, stop_signals, write_weights
 from train.memory import parts_that_fit
 from train.methods import METHODS, Method, Setting
 from train.methods.forward import noisy_view
+from train.methods.mlnt import teacher_share
 from train.metrics import Display, Log
 from train.models import build_model
 from train.models.twins import Twins
@@ -193,6 +195,14 @@ def method_of(recipe: Recipe, dataset: DilutedSet, *, wrong: float | None = None
             forget_rate=recipe.forget_rate,
             forget_epochs=recipe.forget_epochs,
             wrong_share=wrong_share(dataset) if wrong is None else wrong,
+            mlnt_sets=recipe.mlnt_sets,
+            mlnt_inner_lr=recipe.mlnt_inner_lr,
+            mlnt_weight=recipe.mlnt_weight,
+            mlnt_order=recipe.mlnt_order,
+            mlnt_neighbours=recipe.mlnt_neighbours,
+            mlnt_replaced_frac=recipe.mlnt_replaced_frac,
+            mlnt_ramp_epochs=recipe.mlnt_ramp_epochs,
+            rows=recipe.batch // (1 if recipe.accumulate == "auto" else int(recipe.accumulate)),
             seed=recipe.seed,
         )
     )
@@ -435,6 +445,7 @@ def build_learner(recipe: Recipe, dataset: DilutedSet, device: torch.device) -> 
         build_model(recipe.model, dataset.batch_shape, dataset.num_classes, seed=recipe.seed, learner=number)
         for number in range(METHODS[recipe.method].num_nets)
     ]
+    teacher = partial(teacher_share, ramp_epochs=recipe.mlnt_ramp_epochs)
     return Learner(
         nets[0] if len(nets) == 1 else Twins(*nets),
         rate=lambda clock: learning_rate(
@@ -445,6 +456,7 @@ def build_learner(recipe: Recipe, dataset: DilutedSet, device: torch.device) -> 
         beta2=recipe.beta2,
         weight_decay=recipe.weight_decay,
         ema=recipe.ema,
+        teacher=teacher if METHODS[recipe.method].has_teacher else None,
         compile=recipe.compile,
         precision=recipe.precision,
         device=device,

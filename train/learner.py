@@ -10,6 +10,7 @@ from typing import Any, Final
 import torch
 from jaxtyping import Float32
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.errors import UserError
@@ -22,6 +23,7 @@ PRECISIONS: Final = ("auto", *_DTYPES)
 
 
 Groups = list[dict[str, Any]]
+Weights = dict[str, Tensor]
 
 
 def _sgd(groups: Groups, momentum: float, beta2: float) -> torch.optim.Optimizer:
@@ -91,6 +93,7 @@ class Learner:
         weight_decay: For weights; norms and biases have none.
         ema: Keep an average of weights and statistics that step s (from 1) moves by ema / (ema + s) of the way: it
             weighs the last 1/ema of the run most, however long the run is. Evaluation uses it; 0 keeps none.
+        teacher: Keep an average that each step moves by this share of the way, unless `ema` asks for another.
         compile: Let torch compile the training pass; evaluation runs as it is.
         precision: "bf16", "fp16", "tf32" or "fp32".
         device: Where to compute.
@@ -115,6 +118,7 @@ class Learner:
         beta2: float = 0.999,
         weight_decay: float = 0.0,
         ema: float = 0.0,
+        teacher: Callable[[Clock], float] | None = None,
         compile: bool = False,
         precision: str = "fp32",
         device: str | torch.device = "cpu",
@@ -123,8 +127,8 @@ class Learner:
         # bf16 convolutions on a CPU with avx512_bf16: 3,900 against 400 examples/s (conv4, batch 128, 28 px).
         self.net = net.to(self.device).to(memory_format=torch.channels_last)
         self.accumulate, self._parts = 1, 0
-        self.ema = ema
-        self.evaluated = copy.deepcopy(self.net).eval() if ema else self.net
+        self.averaging = (lambda clock: ema / (ema + clock.step + 1)) if ema else teacher
+        self.evaluated = copy.deepcopy(self.net).eval() if self.averaging else self.net
         self._compile: Callable[[nn.Module], Callable[..., Any]] = torch.compile if compile else lambda net: net
         self._trained = self._compile(self.net)
         self._shared: DistributedDataParallel | None = None
@@ -155,6 +159,11 @@ class Learner:
             self._shared = DistributedDataParallel(self.net)
             self._shared.broadcast_buffers = False  # as an argument it is deprecated from torch 2.15 on
             self._trained = self._compile(self._shared)
+
+    @property
+    def part(self) -> int:
+        """Index of the part of a batch at work, 0 where it comes whole."""
+        return self._parts
 
     def logits(self, images: Float32[Tensor, "b c h w"]) -> Float32[Tensor, "*nets b k"]:
         """Run the net, or both of `Twins`; what follows (log, cross-entropy, sort) is in float32."""
@@ -189,8 +198,8 @@ class Learner:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        if self.ema:
-            torch._foreach_lerp_(self._average, self._latest, self.ema / (self.ema + clock.step + 1))
+        if self.averaging:
+            torch._foreach_lerp_(self._average, self._latest, self.averaging(clock))
 
     def _agree(self, clock: Clock) -> None:
         """Take over a bad loss of any process, and average batch norm's running statistics, in one message."""
@@ -214,13 +223,18 @@ class Learner:
             self.evaluated.train(self.evaluated is self.net)
 
     @contextmanager
-    def probing(self) -> Iterator[Callable[[Float32[Tensor, "b c h w"]], Float32[Tensor, "*nets b k"]]]:
+    def probing(self) -> Iterator[Callable[..., Float32[Tensor, "*nets b k"]]]:
         """Yield a function from images to logits as in training; the run then goes on as if it had not been called.
 
-        Batch norm's statistics and torch's generators are put back. The net runs as it is, not compiled.
+        Its second argument, weights by name, stands in for the net's own. Batch norm's statistics and torch's
+        generators are put back. The net runs as it is, not compiled.
         """
+
+        def logits(images: Float32[Tensor, "b c h w"], weights: Weights | None = None) -> Float32[Tensor, "*nets b k"]:
+            return self._run(lambda shown: functional_call(self.net, weights or {}, (shown,)), images)
+
         with untouched(self.net):
-            yield lambda images: self._run(self.net, images)
+            yield logits
 
     def is_finite(self) -> bool:
         """Say whether all weights and statistics are finite; waits for the device."""
@@ -230,7 +244,7 @@ class Learner:
         """Return what a checkpoint keeps."""
         return {
             "net": self.net.state_dict(),
-            "evaluated": self.evaluated.state_dict() if self.ema else None,
+            "evaluated": self.evaluated.state_dict() if self.averaging else None,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
         }
@@ -238,7 +252,7 @@ class Learner:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
         self.net.load_state_dict(state["net"])
-        if self.ema:
+        if self.averaging:
             self.evaluated.load_state_dict(state["evaluated"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])

@@ -15,6 +15,7 @@ from pipeline.errors import UserError
 from train.learner import OPTIMIZERS, PRECISIONS
 from train.measured import best_batch, best_rate
 from train.methods import METHODS
+from train.methods.mlnt import ORDERS
 from train.models import check_model
 from train.noise_scale import LEAST_BATCH, MEASURES
 from train.schedule import SCHEDULES
@@ -61,9 +62,18 @@ class Recipe:
         forget_rate: Share of a batch that method coteaching leaves out in the end, in [0, 1); None is the share of
             wrong labels under the law of the data. Other methods do not look at it.
         forget_epochs: Passes over the data in which it grows to that, above 0.
+        mlnt_sets: Synthetic label sets a step of method mlnt, 1 or more; other methods do not look at what begins so.
+        mlnt_inner_lr: The step that it tries on each of them, 0 or more.
+        mlnt_weight: Of the consistency with its teacher, 0 or more; at 0 it is method plain.
+        mlnt_order: "second" differentiates that step too, "first" does not.
+        mlnt_neighbours: Nearest rows of the batch, one of which a row takes its synthetic label from.
+        mlnt_replaced_frac: Share of a set's rows that take one, in [0, 1].
+        mlnt_ramp_epochs: Passes over the data in which the weight grows from near 0, and after which the teacher
+            averages over ten times as many examples, above 0.
         accumulate: Parts that a batch is computed in, one after the other (batch norm sees the parts); "auto" takes as
             few as fit memory.
-        ema: Evaluate an average of weights that weighs the last 1/ema of the run most; 0 for none.
+        ema: Evaluate an average of weights that weighs the last 1/ema of the run most; 0 for none. With method mlnt
+            that is the teacher, and 0 takes the paper's average.
         schedule: One of `SCHEDULES`.
         warmup_frac: Share of the run in which the rate climbs from 0, in [0, 1).
         precision: One of `PRECISIONS`.
@@ -110,6 +120,13 @@ class Recipe:
     mixup_beta: float = 8.0
     forget_rate: float | None = None
     forget_epochs: float = 10.0
+    mlnt_sets: int = 10
+    mlnt_inner_lr: float = 0.2
+    mlnt_weight: float = 0.4
+    mlnt_order: str = "second"
+    mlnt_neighbours: int = 10
+    mlnt_replaced_frac: float = 0.5
+    mlnt_ramp_epochs: float = 20.0
     accumulate: int | str = 1
     ema: float = 0.0
     schedule: str = "cosine"
@@ -139,9 +156,21 @@ class Recipe:
         if self.example_losses and self.method != "plain":
             raise UserError(f"example_losses adds up the losses of method plain, this is {self.method}; leave it out")
         self._check_selection()
-        if not 0 < self.forget_epochs < math.inf:
-            raise UserError(f"forget_epochs is {self.forget_epochs}; give a finite number above 0")
-        for name in ("lr", "weight_decay", "ema", "mixup_beta"):
+        for name in ("forget_epochs", "mlnt_ramp_epochs"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise UserError(f"{name} is {getattr(self, name)}; give a finite number above 0")
+        for name in ("mlnt_sets", "mlnt_neighbours"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}; give a whole number, 1 or more")
+        if not 0 <= self.mlnt_replaced_frac <= 1:
+            raise UserError(f"mlnt_replaced_frac is {self.mlnt_replaced_frac}; give a number in [0, 1]")
+        check_choice("mlnt_order", self.mlnt_order, ORDERS)
+        if self.method == "mlnt" and self.precision == "fp16":
+            raise UserError(
+                "precision fp16 scales one loss against underflow, and method mlnt differentiates others besides; give "
+                "--precision bf16, tf32 or fp32"
+            )
+        for name in ("lr", "weight_decay", "ema", "mixup_beta", "mlnt_inner_lr", "mlnt_weight"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"{name} is {getattr(self, name)}; give a finite number, 0 or more")
         for name in ("examples", "batch", "eval_every", "log_every", "checkpoint_every"):
@@ -207,7 +236,18 @@ FREE_FIELDS: Final = frozenset({"shards", "source", "alpha", "law", "noise_seed"
 
 
 # Fields that one method alone looks at.
-_ONLY_FOR: Final = {"mixup_beta": "mixup", "forget_rate": "coteaching", "forget_epochs": "coteaching"}
+_ONLY_FOR: Final = {
+    "mixup_beta": "mixup",
+    "forget_rate": "coteaching",
+    "forget_epochs": "coteaching",
+    "mlnt_sets": "mlnt",
+    "mlnt_inner_lr": "mlnt",
+    "mlnt_weight": "mlnt",
+    "mlnt_order": "mlnt",
+    "mlnt_neighbours": "mlnt",
+    "mlnt_replaced_frac": "mlnt",
+    "mlnt_ramp_epochs": "mlnt",
+}
 
 
 def recipe_for(
@@ -381,6 +421,11 @@ def coteaching_recipe(num_images: int, num_copies: int) -> dict[str, Any]:
     return plain_recipe(num_images, num_copies)
 
 
+def mlnt_recipe(num_images: int, num_copies: int) -> dict[str, Any]:
+    """The plain recipe, with the method's own numbers."""
+    return plain_recipe(num_images, num_copies)
+
+
 _RECIPES: Final = {
     "plain": plain_recipe,
     "h_alpha": h_alpha_recipe,
@@ -389,6 +434,7 @@ _RECIPES: Final = {
     "mixup": mixup_recipe,
     "forward": forward_recipe,
     "coteaching": coteaching_recipe,
+    "mlnt": mlnt_recipe,
 }
 
 

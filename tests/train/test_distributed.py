@@ -137,6 +137,7 @@ def test_processes_agree(seen: list[dict[str, Any]]) -> None:
         assert each["meter"] == [{"loss": (1.5 + 1.0) / 2}, 7]  # means over processes, then over two steps
         assert each["largest"] == [1, 5]
         assert each["sum"] == [3, 20]
+        assert each["rows"] == [[0, 0], [0, 1], [1, 0], [1, 1]]
         assert each["gather"] == ["r0", "r1"]
         assert each["from_first"] == {"rank": 0}
     assert [each["together"] for each in seen] == [
@@ -176,6 +177,13 @@ def test_batch_norm_sees_each_process_own_part(two: Path, tmp_path: Path) -> Non
     names = [name for name, _ in build_model("conv2", (8, 8, 1), 4, seed=0).named_parameters()]
     assert max((ours[name] - parts[name]).abs().max().item() for name in names) < TOLERANCE
     assert max((ours[name] - whole[name]).abs().max().item() for name in names) > 100 * TOLERANCE
+
+
+def test_steps_of_mlnt_are_those_of_the_parts_of_a_batch(two: Path, tmp_path: Path) -> None:
+    run_experiment(world_checks.meta_recipe(accumulate=2), world_checks.data(), tmp_path / "parts")
+    assert_close(two / "meta", tmp_path / "parts")
+    ours, plain = weights(two / "meta"), weights(two / "mlnt")  # whose weight is 0
+    assert max((ours[name] - plain[name]).abs().max().item() for name in ours) > 100 * TOLERANCE
 
 
 def test_a_single_process_is_a_world_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,7 +80,8 @@ def test_a_measure_that_cannot_be_made_is_refused(given: dict[str, Any], message
 
 
 @pytest.mark.parametrize(
-    ("field", "method"), [("mixup_beta", "mixup"), ("forget_rate", "coteaching"), ("forget_epochs", "coteaching")]
+    ("field", "method"),
+    [("mixup_beta", "mixup"), ("forget_rate", "coteaching"), ("forget_epochs", "coteaching"), ("mlnt_weight", "mlnt")],
 )
 def test_a_field_of_one_method_is_refused_for_others(field: str, method: str) -> None:
     given: dict[str, Any] = {field: 0.5}

@@ -89,6 +89,7 @@ def test_a_run_that_is_stopped_in_the_middle_of_an_epoch_goes_on_as_if_nothing_h
         log_every=6 * BATCH,
         lr=0.01,
         forget_epochs=1.0,
+        mlnt_neighbours=3,
         precision="fp32",
         **given,
     )

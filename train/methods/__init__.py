@@ -8,6 +8,7 @@ from train.methods.h_alpha import HAlpha
 from train.methods.histogram import Histogram
 from train.methods.marginal import Marginal
 from train.methods.mixup import Mixup
+from train.methods.mlnt import MLNT
 from train.methods.plain import Method, Plain, Setting
 
 __all__ = ["METHODS", "Method", "Setting"]
@@ -20,4 +21,5 @@ METHODS: dict[str, type[Method]] = {
     "mixup": Mixup,
     "forward": Forward,
     "coteaching": Coteaching,
+    "mlnt": MLNT,
 }

@@ -29,6 +29,14 @@ class Setting:
         forget_rate: Share of a batch that Co-teaching leaves out in the end, in [0, 1); None is `wrong_share`.
         forget_epochs: Passes over the data until then, above 0.
         wrong_share: Expected share of all labels that are wrong, by the law; None if it does not say.
+        mlnt_sets: Synthetic label sets a step of MLNT, 1 or more.
+        mlnt_inner_lr: Step on each of them, 0 or more.
+        mlnt_weight: Of the consistency with the teacher in the end, 0 or more.
+        mlnt_order: "second" or "first".
+        mlnt_neighbours: Of a row, whose labels a set takes, 1 or more.
+        mlnt_replaced_frac: Share of a set's rows that take one, in [0, 1].
+        mlnt_ramp_epochs: Passes over the data until that weight is reached, above 0.
+        rows: Of a batch that a step sees at once, in all processes.
         seed: The run's.
     """
 
@@ -40,6 +48,14 @@ class Setting:
     forget_rate: float | None = None
     forget_epochs: float = 10.0
     wrong_share: float | None = None
+    mlnt_sets: int = 10
+    mlnt_inner_lr: float = 0.2
+    mlnt_weight: float = 0.0
+    mlnt_order: str = "second"
+    mlnt_neighbours: int = 10
+    mlnt_replaced_frac: float = 0.5
+    mlnt_ramp_epochs: float = 20.0
+    rows: int = 0
     seed: int = 0
 
 
@@ -51,6 +67,7 @@ class Method(ABC):
         uses_clean_labels: Whether it is an oracle; every table says so.
         only_law: The law that it is defined for; None for any.
         num_nets: Nets that it trains: one, or two as `Twins`.
+        has_teacher: Whether it learns from an average of its net, which is then what is evaluated.
         num_labels: Labels that one row of a batch brings to the loss.
         row_losses: Of the latest step, of a method whose rows have one each; without gradient.
     """
@@ -59,6 +76,7 @@ class Method(ABC):
     uses_clean_labels: ClassVar[bool] = False
     only_law: ClassVar[str | None] = None
     num_nets: ClassVar[int] = 1
+    has_teacher: ClassVar[bool] = False
     num_labels: int = 1
     row_losses: Tensor | None = None
 
