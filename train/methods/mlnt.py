@@ -153,13 +153,14 @@ def consistency_gradient(
     """
     own = list(weights.values())
     slopes = torch.autograd.grad(inner_loss, own, retain_graph=True, create_graph=second_order)
-    moved = [(weight - inner_lr * slope).detach().requires_grad_() for weight, slope in zip(own, slopes, strict=True)]
+    with torch.no_grad():
+        moved = [weight.requires_grad_() for weight in torch._foreach_sub(own, slopes, alpha=inner_lr)]
     loss = consistency_loss(logits_of(images, dict(zip(weights, moved, strict=True))), targets)
     found = list(torch.autograd.grad(loss, moved))
     if second_order:
         # Not by torch's forward mode, which takes batch norm's statistics for constants.
         bent = torch.autograd.grad(slopes, own, found, retain_graph=True, materialize_grads=True)
-        found = [gradient - inner_lr * bend for gradient, bend in zip(found, bent, strict=True)]
+        torch._foreach_sub_(found, bent, alpha=inner_lr)
     return loss.detach(), found
 
 
