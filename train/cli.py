@@ -205,6 +205,14 @@ def train(
         float | None,
         Option(help="Of method mlnt: passes over the data in which that weight grows [default: the recipe's]"),
     ] = None,
+    mentor: Annotated[
+        Path | None,
+        Option(
+            help="Of method mlnt: folder of an earlier run, whose net joins the teacher and drops labels that it finds "
+            "most unlikely [default: none]",
+            metavar="RUN_FOLDER",
+        ),
+    ] = None,
     accumulate: Annotated[
         str | None,
         Option(
@@ -365,6 +373,7 @@ def train(
             "mlnt_neighbours": mlnt_neighbours,
             "mlnt_replaced_frac": mlnt_replaced_frac,
             "mlnt_ramp_epochs": mlnt_ramp_epochs,
+            "mentor": mentor and str(mentor),
             "accumulate": number_or_auto("--accumulate", accumulate, int),
             "ema": ema,
             "schedule": schedule,

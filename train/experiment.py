@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int64
 from numpy import ndarray as Array
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.console import console
 from pipeline.dataset import DilutedSet
@@ -49,6 +49,7 @@ from train.select import SELECTORS, Judged, Part, Selection, Task
 from train.select.selection import check_selection, quality, read_selection, write_selection
 from train.select.task import ALL, judge_images
 
+CPU: Final = torch.device("cpu")
 MEMORISED: Final = 1_000  # training images whose wrong labels are looked at; the ids are a class-balanced shuffle
 
 
@@ -171,12 +172,13 @@ def held_out_images(recipe: Recipe, dataset: DilutedSet) -> range:
     return range(train_images(num_images, recipe.val_frac), num_images)
 
 
-def method_of(recipe: Recipe, dataset: DilutedSet, *, wrong: float | None = None) -> Method:
+def method_of(recipe: Recipe, dataset: DilutedSet, *, device: torch.device = CPU, wrong: float | None = None) -> Method:
     """Make the method of a run.
 
     Args:
         recipe: Of the run.
         dataset: What it trains on.
+        device: Where it trains.
         wrong: Share of wrong labels in a selection from it; None is what its law says of all.
 
     Raises:
@@ -202,6 +204,7 @@ def method_of(recipe: Recipe, dataset: DilutedSet, *, wrong: float | None = None
             mlnt_neighbours=recipe.mlnt_neighbours,
             mlnt_replaced_frac=recipe.mlnt_replaced_frac,
             mlnt_ramp_epochs=recipe.mlnt_ramp_epochs,
+            mentor=None if recipe.mentor is None else mentor_of(Path(recipe.mentor), dataset, device),
             rows=recipe.batch // (1 if recipe.accumulate == "auto" else int(recipe.accumulate)),
             seed=recipe.seed,
         )
@@ -215,7 +218,7 @@ def _training(
     held_in = held_out_images(recipe, dataset).start
     if not held_in:
         raise UserError(f"val_frac {recipe.val_frac} holds all {dataset.formula.num_images} images out; lower it")
-    method = method_of(recipe, dataset, wrong=wrong)
+    method = method_of(recipe, dataset, device=learner.device, wrong=wrong)
     batches = open_batches(
         dataset,
         batch=recipe.batch,
@@ -233,6 +236,26 @@ def _training(
         world_size=learner.world.size,
     )
     return method, batches
+
+
+def mentor_of(folder: Path, dataset: DilutedSet, device: torch.device) -> nn.Module:
+    """Return the net of an earlier run as it was evaluated last.
+
+    Raises:
+        UserError: If the folder holds no finished run, or its net is made for other images.
+    """
+    if not (folder / "result.json").exists():
+        raise UserError(f"mentor {folder} holds no finished run; give the folder of one")
+    before: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))["recipe"]
+    net = build_model(before["model"], dataset.batch_shape, dataset.num_classes, seed=0)
+    try:
+        net.load_state_dict(load_state(folder / "last.pt", device))
+    except RuntimeError:
+        raise UserError(
+            f"mentor {folder} is no single net for images of {dataset.batch_shape} in {dataset.num_classes} classes; "
+            "give a run of another --method than coteaching on such images"
+        ) from None
+    return net.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
 
 
 def wrong_share(dataset: DilutedSet) -> float | None:

@@ -169,9 +169,10 @@ class Learner:
         """Run the net, or both of `Twins`; what follows (log, cross-entropy, sort) is in float32."""
         if self._shared is not None:  # gradients gather in each process until the last part
             self._shared.require_backward_grad_sync = self._parts + 1 == self.accumulate
-        return self._run(self._trained, images)
+        return self.run(self._trained, images)
 
-    def _run(self, net: Callable[..., Any], images: Float32[Tensor, "b c h w"]) -> Float32[Tensor, "*nets b k"]:
+    def run(self, net: Callable[..., Any], images: Float32[Tensor, "b c h w"]) -> Float32[Tensor, "*nets b k"]:
+        """Run any net in this learner's precision; the logits are float32."""
         images = images.to(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not torch.float32):
             logits: Tensor = net(images)
@@ -218,7 +219,7 @@ class Learner:
         self.evaluated.eval()
         try:
             with torch.no_grad():
-                yield lambda images: self._run(self.evaluated, images)
+                yield lambda images: self.run(self.evaluated, images)
         finally:
             self.evaluated.train(self.evaluated is self.net)
 
@@ -231,7 +232,7 @@ class Learner:
         """
 
         def logits(images: Float32[Tensor, "b c h w"], weights: Weights | None = None) -> Float32[Tensor, "*nets b k"]:
-            return self._run(lambda shown: functional_call(self.net, weights or {}, (shown,)), images)
+            return self.run(lambda shown: functional_call(self.net, weights or {}, (shown,)), images)
 
         with untouched(self.net):
             yield logits

@@ -70,6 +70,7 @@ class Recipe:
         mlnt_replaced_frac: Share of a set's rows that take one, in [0, 1].
         mlnt_ramp_epochs: Passes over the data in which the weight grows from near 0, and after which the teacher
             averages over ten times as many examples, above 0.
+        mentor: Run folder whose last weights are the mentor of method mlnt; None for none.
         accumulate: Parts that a batch is computed in, one after the other (batch norm sees the parts); "auto" takes as
             few as fit memory.
         ema: Evaluate an average of weights that weighs the last 1/ema of the run most; 0 for none. With method mlnt
@@ -127,6 +128,7 @@ class Recipe:
     mlnt_neighbours: int = 10
     mlnt_replaced_frac: float = 0.5
     mlnt_ramp_epochs: float = 20.0
+    mentor: str | None = None
     accumulate: int | str = 1
     ema: float = 0.0
     schedule: str = "cosine"
@@ -247,6 +249,7 @@ _ONLY_FOR: Final = {
     "mlnt_neighbours": "mlnt",
     "mlnt_replaced_frac": "mlnt",
     "mlnt_ramp_epochs": "mlnt",
+    "mentor": "mlnt",
 }
 
 

@@ -25,7 +25,7 @@ from pipeline.sources.synthetic import synthetic
 from pipeline.types import Batch
 from train.clock import Clock
 from train.distributed import World
-from train.experiment import run_experiment
+from train.experiment import mentor_of, run_experiment
 from train.learner import Learner
 from train.methods import Setting
 from train.methods.mlnt import (
@@ -34,6 +34,7 @@ from train.methods.mlnt import (
     consistency_gradient,
     consistency_loss,
     draw_labels,
+    likely_labels,
     nearest_rows,
     ramp,
     synthetic_labels,
@@ -387,6 +388,61 @@ def test_neighbours_that_a_part_of_a_batch_does_not_hold_are_refused(tiny: Dilut
         run_experiment(recipe(mlnt_neighbours=10, accumulate=2), tiny, tmp_path / "refused")
     assert not (tmp_path / "refused").exists()
     run_experiment(recipe(mlnt_neighbours=5, accumulate=2, examples=24), tiny, tmp_path / "run")
+
+
+def adviser(probabilities: Tensor) -> nn.Module:
+    """Return a net that says the same of these rows, whatever they show."""
+
+    class Adviser(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return probabilities.log()
+
+    return Adviser()
+
+
+def test_labels_that_a_mentor_finds_unlikely_are_dropped_unless_all_are() -> None:
+    probabilities = torch.tensor([[0.98, 0.011, 0.009]]).expand(3, 3)
+    assert likely_labels(torch.tensor([0, 1, 2]), probabilities).tolist() == [0, 1, -100]
+    assert likely_labels(torch.tensor([2, 2, 2]), probabilities).tolist() == [2, 2, 2]
+
+
+def test_no_set_has_a_label_that_was_dropped() -> None:
+    labels, near = torch.tensor([7, -100, 9]), torch.tensor([[1], [2], [-100]])
+    taking, picks = torch.ones(1, 3, dtype=torch.bool), torch.zeros(1, 3, dtype=torch.int64)
+    assert synthetic_labels(labels, near, taking, picks).tolist() == [[1, -100, 9]]
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.7])
+def test_a_mentor_drops_labels_and_joins_the_teacher(weight: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, seen = learner(), batch(0)
+    says = torch.tensor([0.6, 0.399, 0.001]).expand(12, 3)
+    setting = {**SETS, "mlnt_weight": weight, "mlnt_replaced_frac": 0.0, "mlnt_ramp_epochs": 1.0}
+    method = MLNT(Setting(num_classes=3, alpha=1, mentor=adviser(says), **setting))
+    found = caught(method, made, seen, 1, monkeypatch)  # in the middle of the ramp
+    own, kept = list(made.net.parameters()), seen.labels != 2
+    assert 0 < kept.sum() < 12
+    loss = F.cross_entropy(made.net(seen.images)[kept], seen.labels[kept])
+    share, labels = math.exp(-5 / 4), seen.labels.where(kept, -100)
+    targets = 0.5 * share * made.evaluated(seen.images).softmax(dim=1).detach() + (1 - 0.5 * share) * says
+    hand = by_hand(made.net, seen.images, labels, targets, 0.2, second=True)
+    expected = [a + weight * share * b for a, b in zip(torch.autograd.grad(loss, own), hand, strict=True)]
+    torch.testing.assert_close(flat(found), flat(expected), rtol=1e-5, atol=1e-6)  # sums in float32
+
+
+def test_a_run_has_the_net_of_an_earlier_one_for_a_mentor(tiny: DilutedSet, tmp_path: Path) -> None:
+    run_experiment(recipe(method="plain", model="conv2"), tiny, tmp_path / "plain")
+    run_experiment(recipe(mentor=str(tmp_path / "plain")), tiny, tmp_path / "run")
+    assert all(0 < row["mlnt/kept_frac"] <= 1 for row in rows(tmp_path / "run") if "train/loss" in row)
+    run_experiment(recipe(), tiny, tmp_path / "alone")
+    assert not same(weights(tmp_path / "run"), weights(tmp_path / "alone"))
+    net = mentor_of(tmp_path / "plain", tiny, torch.device("cpu"))
+    assert same(dict(net.state_dict()), weights(tmp_path / "plain"))
+    assert not net.training
+    with pytest.raises(UserError, match="mentor .*nowhere holds no finished run; give the folder of one"):
+        run_experiment(recipe(mentor=str(tmp_path / "nowhere")), tiny, tmp_path / "refused")
+    other = dilute(synthetic(num_train=60, num_test=20, height=8, width=8, channels=1, num_classes=5), alpha=3)
+    with pytest.raises(UserError, match=r"no single net for images of .* in 5 classes; .* another --method"):
+        run_experiment(recipe(mentor=str(tmp_path / "plain")), other, tmp_path / "refused")
 
 
 @pytest.mark.parametrize(

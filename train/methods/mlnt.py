@@ -24,6 +24,9 @@ from train.methods.plain import Method, Setting
 ORDERS: Final = ("second", "first")
 _GAMMAS: Final = (0.99, 0.999)  # of the teacher, before and after the ramp
 _GAMMA_EXAMPLES: Final = 128  # the batch that these were chosen for
+_DROPPED: Final = -100  # in place of a label: torch's cross-entropy leaves the row out
+_LEAST_PROBABILITY: Final = 0.01  # of a label, to the mentor
+_TEACHER_SHARE: Final = 0.5  # of a target, in the end; the rest is the mentor's
 
 
 def ramp(epoch: float, *, ramp_epochs: float) -> float:
@@ -102,7 +105,7 @@ def synthetic_labels(
     taking: Bool[Tensor, "m b"],
     picks: Int64[Tensor, "m b"],
 ) -> Int64[Tensor, "m b"]:
-    """Make the label sets that `draw_labels` drew.
+    """Make the label sets that `draw_labels` drew; where a row or its neighbour has lost its label, the row's own stays.
 
     Args:
         labels: As they come, noisy.
@@ -112,7 +115,23 @@ def synthetic_labels(
 
     Source: Li et al. 2019, section 3.2.
     """
-    return torch.where(taking, neighbour_labels.gather(1, picks.T).T, labels)
+    picked = neighbour_labels.gather(1, picks.T).T
+    return torch.where(taking & (picked != _DROPPED) & (labels != _DROPPED), picked, labels)
+
+
+def likely_labels(labels: Int64[Tensor, " b"], probabilities: Float[Tensor, "b k"]) -> Int64[Tensor, " b"]:
+    """Drop the labels that a mentor gives less than 0.01, unless that is all of them.
+
+    Args:
+        labels: As they come, noisy.
+        probabilities: The mentor's.
+
+    Source: Li et al. 2019, section 3.3.
+    Deviates: the paper drops examples from the data before training; here their images stay in the batch, for its
+        statistics and for the consistency, which asks for no label.
+    """
+    kept = probabilities.gather(1, labels[:, None])[:, 0] >= _LEAST_PROBABILITY
+    return labels.where(kept | ~kept.any(), _DROPPED)
 
 
 def consistency_loss(logits: Float[Tensor, "b k"], targets: Float[Tensor, "b k"]) -> Float[Tensor, ""]:
@@ -189,8 +208,11 @@ class MLNT(Method):
     The teacher is an average of the net's weights, and what is evaluated: that of `teacher_share`, or the one that the
     recipe's `ema` asks for. It predicts under the statistics of the batch, as the net does.
 
-    With a weight of 0 it is method plain. Each set costs a forward and two backward passes; of second order one more
-    that differentiates the first of them. Memory holds one set at a time.
+    A mentor, the net of an earlier run, drops the labels of `likely_labels` and joins the teacher, which has half of a
+    target in the end: λ · teacher + (1 - λ) · mentor with λ = `ramp` / 2.
+
+    With a weight of 0, and no mentor, it is method plain. Each set costs a forward and two backward passes; of second
+    order one more, that differentiates the first of them. Memory holds one set at a time.
 
     Several processes look for neighbours in the whole batch; each then steps on its own part, as the parts of a batch
     do that comes in several, where neighbours are those within the part.
@@ -210,6 +232,7 @@ class MLNT(Method):
         self.neighbours, self.inner_lr = setting.mlnt_neighbours, setting.mlnt_inner_lr
         self.second_order = setting.mlnt_order == "second"
         self.label_smoothing, self.seed = setting.label_smoothing, setting.seed
+        self.mentor = setting.mentor
         if self.weight and self.neighbours >= setting.rows:
             raise UserError(
                 f"mlnt_neighbours is {self.neighbours}, and a row has {setting.rows - 1} others in what a step sees at "
@@ -218,32 +241,51 @@ class MLNT(Method):
 
     def step(self, learner: Learner, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         """Train on one batch; loss and accuracy are those of method plain."""
-        weight = self.weight * ramp(clock.epoch, ramp_epochs=self.ramp_epochs)
+        share = ramp(clock.epoch, ramp_epochs=self.ramp_epochs)
+        labels, advice = batch.labels, None
+        if self.mentor is not None:
+            with torch.no_grad():
+                advice = learner.run(self.mentor, batch.images).softmax(dim=1)
+            labels = likely_labels(labels, advice)
         # First, for it puts back batch norm's statistics, which the graph of the other pass must find as they were.
-        consistency = self.consistency(learner, batch, clock) if weight else None
+        consistency = self.consistency(learner, batch.images, labels, advice, clock) if self.weight else None
         logits = learner.logits(batch.images)
-        loss = F.cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)
-        learner.update(loss if consistency is None else loss + weight * consistency, clock)
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        learner.update(loss if consistency is None else loss + share * self.weight * consistency, clock)
         right = logits.detach().argmax(dim=1) == batch.labels
         metrics = {"train/loss": loss.detach(), "train/top1_accuracy": right.float().mean()}
-        return metrics if consistency is None else {**metrics, "mlnt/consistency": consistency.detach()}
+        if consistency is not None:
+            metrics["mlnt/consistency"] = consistency.detach()
+        if self.mentor is not None:
+            metrics["mlnt/kept_frac"] = (labels != _DROPPED).float().mean()
+        return metrics
 
-    def consistency(self, learner: Learner, batch: Batch, clock: Clock) -> Float[Tensor, ""]:
+    def consistency(
+        self,
+        learner: Learner,
+        images: Float[Tensor, "b c h w"],
+        labels: Int64[Tensor, " b"],
+        advice: Float[Tensor, "b k"] | None,
+        clock: Clock,
+    ) -> Float[Tensor, ""]:
         """Average the consistency over the synthetic label sets; it has its gradient and no graph."""
         weights: Weights = dict(learner.net.named_parameters())
         with learner.probing() as logits_of:
             with torch.no_grad(), last_features(learner.net) as features:
-                targets = logits_of(batch.images, dict(learner.evaluated.named_parameters())).softmax(dim=1)
-            label_sets = self.label_sets(learner, batch.labels, features[0], clock)
-            logits = logits_of(batch.images)
+                targets = logits_of(images, dict(learner.evaluated.named_parameters())).softmax(dim=1)
+            if advice is not None:
+                share = _TEACHER_SHARE * ramp(clock.epoch, ramp_epochs=self.ramp_epochs)
+                targets = torch.lerp(advice, targets, share)
+            label_sets = self.label_sets(learner, labels, features[0], clock)
+            logits = logits_of(images)
             total = torch.zeros_like(logits[0, 0]).detach()
             gradients = [torch.zeros_like(weight) for weight in weights.values()]
-            for labels in label_sets:
+            for synthetic in label_sets:
                 loss, found = consistency_gradient(
                     logits_of,
                     weights,
-                    batch.images,
-                    F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing),
+                    images,
+                    F.cross_entropy(logits, synthetic, label_smoothing=self.label_smoothing),
                     targets,
                     inner_lr=self.inner_lr,
                     second_order=self.second_order,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.laws import Law, Uniform
@@ -36,6 +36,7 @@ class Setting:
         mlnt_neighbours: Of a row, whose labels a set takes, 1 or more.
         mlnt_replaced_frac: Share of a set's rows that take one, in [0, 1].
         mlnt_ramp_epochs: Passes over the data until that weight is reached, above 0.
+        mentor: The net of an earlier run; None for none.
         rows: Of a batch that a step sees at once, in all processes.
         seed: The run's.
     """
@@ -55,6 +56,7 @@ class Setting:
     mlnt_neighbours: int = 10
     mlnt_replaced_frac: float = 0.5
     mlnt_ramp_epochs: float = 20.0
+    mentor: nn.Module | None = None
     rows: int = 0
     seed: int = 0
 
