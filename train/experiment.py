@@ -391,7 +391,9 @@ def select(recipe: Recipe, dataset: DilutedSet, folder: Path, world: World) -> t
     except UserError as error:
         raise world.end_of_all(error) from None
     truth = dataset.formula
-    said: dict[str, float] = {"kept": int(selection.kept.sum()), "judged": int((~np.isnan(selection.scores)).sum())}
+    phases = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*/result.json")]
+    said: dict[str, float] = {"wall_s": round(sum(each["wall_s"] for each in phases), 3)}
+    said |= {"kept": int(selection.kept.sum()), "judged": int((~np.isnan(selection.scores)).sum())}
     if not (truth.law.adds_images or dataset.observed):  # else nobody knows which labels are right
         right = task.labels() == np.tile(dataset.train.source_labels, 1 + truth.alpha)
         said |= quality(selection, right)

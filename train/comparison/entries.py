@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any, Final
@@ -43,7 +43,7 @@ class Entry:
 # could not be told apart.
 BASE: Final[dict[str, Any]] = {"method": "plain", "ema": 0.0}
 
-# "a+b" is a with what b adds: "mixup+ema", "forward+ema", "mixup+smoothing".
+# "a+b" is a with what b adds: "mixup+ema", "forward+ema", "incv+coteaching".
 ENTRIES: Final[dict[str, Entry]] = {
     "plain": Entry(),
     "ema": Entry({"ema": 3.0}),  # as in the recipes: the average weighs the last third of the run most
@@ -51,9 +51,19 @@ ENTRIES: Final[dict[str, Entry]] = {
     "mixup": Entry({"method": "mixup"}),
     "forward": Entry({"method": "forward"}, told="the transition matrix"),
     "coteaching": Entry({"method": "coteaching"}, told="the share of wrong labels"),
+    "mlnt": Entry({"method": "mlnt"}),
+    "incv": Entry({"select": "incv"}),
+    "rsl": Entry({"select": "rsl"}, told="the share of wrong labels in each class"),
     "histogram": Entry({"method": "histogram"}, told="which labels share an image"),
     "marginal": Entry({"method": "marginal"}, told="which labels share an image, and that one of them is right"),
     "h_alpha": Entry({"method": "h_alpha"}, told="the clean labels"),
+}
+
+# Fields that a comparison may set for the entries that look at them.
+OWN: Final[dict[str, Callable[[Entry], bool]]] = {
+    "select_epochs": lambda entry: "select" in entry.fields,
+    "select_rate": lambda entry: "select" in entry.fields,
+    "mlnt_sets": lambda entry: entry.method == "mlnt",
 }
 
 

@@ -36,9 +36,10 @@ def label_scores(finished: Finished) -> dict[str, float | None]:
     the run's folder, and read from there the second time.
 
     Returns:
-        `label_auroc`: of the loss, small for labels that are taken for right, under the net that is evaluated; for
-        every method. `kept_frac`, `label_precision` and `label_recall`: of the labels that a method still trains on
-        when it ends, for methods that leave some out. None is what is not defined: no label is wrong, or none left out.
+        `label_auroc`: of the loss, small for labels that are taken for right, under the net that is evaluated; of the
+        score of a selection, where there is one. `kept_frac`, `label_precision` and `label_recall`: of the labels that
+        a selection kept, or that a method still trains on when it ends, if it leaves some out. None is what is not
+        defined: no label is wrong, or none left out.
     """
     path = finished.folder / FILE
     if not path.exists():
@@ -48,6 +49,21 @@ def label_scores(finished: Finished) -> dict[str, float | None]:
 
 
 def _measure(finished: Finished) -> dict[str, float | None]:
+    measured = _of_selection(finished) if "selection" in finished.result else _of_net(finished)
+    return {name: None if value is None or math.isnan(value) else value for name, value in measured.items()}
+
+
+def _of_selection(finished: Finished) -> dict[str, float | None]:
+    said = finished.result["selection"]
+    names = ("label_precision", "label_recall")
+    return {
+        "label_auroc": said.get("auroc"),
+        "kept_frac": said["kept"] / said["judged"],
+        **{name: said.get(name) for name in names},
+    }
+
+
+def _of_net(finished: Finished) -> dict[str, float | None]:
     losses, right = label_losses(finished)
     measured: dict[str, float | None] = {
         "label_auroc": label_auroc(-losses[0], right),
@@ -59,7 +75,7 @@ def _measure(finished: Finished) -> dict[str, float | None]:
         kept = small_losses(losses, measured["kept_frac"])
         measured["label_precision"] = fmean(label_precision(each, right) for each in kept)
         measured["label_recall"] = fmean(label_recall(each, right) for each in kept)
-    return {name: None if value is None or math.isnan(value) else value for name, value in measured.items()}
+    return measured
 
 
 def kept_share(finished: Finished) -> float | None:

@@ -15,7 +15,7 @@ from pipeline.console import console
 from pipeline.dataset import DilutedSet
 from pipeline.errors import UserError
 from pipeline.stream import check_batch
-from train.comparison.entries import Entry, entries_of
+from train.comparison.entries import OWN, Entry, entries_of
 from train.comparison.labels import label_scores
 from train.experiment import held_out_images, method_of
 from train.figures.points import SCALES, Noise, Point
@@ -40,6 +40,7 @@ class Comparison:
         epochs: Passes over what a method streams: examples, or images with all their labels.
         images: Clean images to use, the held-out ones among them; None is all.
         shared: Fields of `Recipe` that all methods are given: batch, lr, weight_decay.
+        own: Those of `train.comparison.entries.OWN`.
         seeds: Runs a method.
         equal_time: Also for equal time.
     """
@@ -51,6 +52,7 @@ class Comparison:
     epochs: float
     images: int | None = None
     shared: Mapping[str, Any] = field(default_factory=dict)
+    own: Mapping[str, Any] = field(default_factory=dict)
     seeds: int = 3
     equal_time: bool = False
 
@@ -128,7 +130,8 @@ def entrant(
         examples: Length; None for the epochs of the comparison.
         budget: What it shares with the others.
     """
-    settings = {**entry.settings, **comparison.shared}
+    own = {name: value for name, value in comparison.own.items() if OWN[name](entry)}
+    settings = {**entry.settings, **comparison.shared, **own}
     if examples is None:
         settings |= {"epochs": comparison.epochs}
     else:
@@ -189,12 +192,16 @@ def equal_time(rows: Mapping[str, list[Row]]) -> dict[str, int]:
     """Return how many examples (images) each method sees in the time that the slowest one took for equal epochs.
 
     Time is that of training, without evaluations and checkpoints, at the speed of a method's fastest seed: what else a
-    machine does only ever slows a run. A longer run is taken to be as fast. The slowest method's runs stay as they are.
+    machine does only ever slows a run. A longer run is taken to be as fast, and a selection, whose time counts, to take
+    as large a share of it. The slowest method's runs stay as they are.
 
     Args:
         rows: Of all seeds for equal epochs, by method; those of a method are equally long.
     """
-    speeds = {name: max(row["examples_per_s"] for row in of_method) for name, of_method in rows.items()}
+    speeds = {
+        name: max(row["examples"] / (row["examples"] / row["examples_per_s"] + row["selection_s"]) for row in of_method)
+        for name, of_method in rows.items()
+    }
     budget_s = max(of_method[0]["examples"] / speeds[name] for name, of_method in rows.items())
     return {name: whole_steps(budget_s * speeds[name], of_method[0]["batch"]) for name, of_method in rows.items()}
 
@@ -207,8 +214,12 @@ def measured(job: Entrant) -> Row:
     """
     finished = finish(job)
     recipe, _, result, folder = finished
+    selection_s = result.get("selection", {}).get("wall_s", 0.0)
+    row = row_of(job, finished)
     return {
-        **row_of(job, finished),
+        **row,
+        "wall_s": row["wall_s"] + selection_s,
+        "selection_s": selection_s,
         "entry": job.name,
         "budget": job.budget,
         "optimizer": recipe.optimizer,
@@ -236,7 +247,7 @@ def rows_with(folder: Path, name: str) -> list[dict[str, float]]:
 def description(comparison: Comparison) -> dict[str, Any]:
     """Say what is compared in plain values."""
     fields = dataclasses.asdict(comparison)
-    described = {**fields.pop("place"), **fields.pop("noise"), **fields.pop("shared"), **fields}
+    described = {**fields.pop("place"), **fields.pop("noise"), **fields.pop("shared"), **fields.pop("own"), **fields}
     return {
         name: list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
         for name, value in described.items()

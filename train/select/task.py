@@ -97,7 +97,7 @@ class Task:
         examples = max(batch, round(epochs * num_examples))
         own: dict[str, Any] = {
             "method": "plain",
-            **dict.fromkeys(("select", "select_epochs", "select_rate", "measure")),
+            **dict.fromkeys(("select", "select_epochs", "select_rate", "measure", "mentor")),
             "batch": batch,
             "examples": examples,
             "eval_every": max(1, examples // _EVALUATIONS),

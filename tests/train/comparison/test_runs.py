@@ -26,8 +26,10 @@ def run(asked: Comparison, workers: int = 1) -> list[Row]:
     return kept
 
 
-def row(name: str, examples: int, speed: float) -> Row:
-    return {"entry": name, "examples": examples, "examples_per_s": speed, "batch": 100}
+def row(name: str, examples: int, speed: float, selection_s: float = 0.0) -> Row:
+    return {
+        "entry": name, "examples": examples, "examples_per_s": speed, "batch": 100, "selection_s": selection_s
+    }  # fmt: skip
 
 
 def test_equal_time_is_that_of_the_slowest_at_each_ones_speed() -> None:
@@ -37,6 +39,11 @@ def test_equal_time_is_that_of_the_slowest_at_each_ones_speed() -> None:
         "images": [row("images", 500, 99.0)],
     }
     assert equal_time(rows) == {"slow": 6_000, "fast": 12_600, "images": 5_900}  # whole steps, of 5,940
+
+
+def test_the_time_of_a_selection_counts() -> None:
+    rows = {"plain": [row("plain", 6_000, 100.0)], "rsl": [row("rsl", 6_000, 120.0, selection_s=70.0)]}
+    assert equal_time(rows) == {"plain": 12_000, "rsl": 6_000}  # 50 s and 70 s
 
 
 def test_a_method_alone_has_the_time_that_it_took() -> None:
@@ -175,3 +182,22 @@ def test_a_folder_of_other_things_is_left_alone(tmp_path: Path, name: str) -> No
     with pytest.raises(UserError, match="exists and holds no comparison; give --out a new folder"):
         claim(comparison(tmp_path, "plain"))
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_selections_and_meta_learning_take_part(tmp_path: Path) -> None:
+    own = {"select_epochs": 30.0, "select_rate": 0.5, "mlnt_sets": 1}
+    rows = {each["entry"]: each for each in run(comparison(tmp_path / "out", "rsl", "incv", "mlnt", own=own))}
+    for name in ("rsl", "incv"):
+        (said,) = (json.loads(path.read_text()) for path in (tmp_path / "out").glob(f"*/select-{name}/selection.json"))
+        row = rows[name]
+        assert row["label_precision"] == said["label_precision"]
+        assert row["label_auroc"] == said["auroc"]
+        assert row["kept_frac"] == said["kept"] / said["judged"] < 1
+        assert row["wall_s"] > row["selection_s"] == said["wall_s"] > 0
+        configs = (tmp_path / "out").glob(f"*/select-{name}/*/config.json")
+        assert {json.loads(path.read_text())["recipe"]["method"] for path in configs} == {"plain"}
+    recipes = [json.loads(path.read_text())["recipe"] for path in (tmp_path / "out").glob("*/config.json")]
+    assert sorted((each["select"] or "", each["mlnt_sets"], each["select_epochs"]) for each in recipes) == [
+        ("", 1, None), ("incv", 10, 30.0), ("rsl", 10, 30.0),
+    ]  # fmt: skip
+    assert rows["mlnt"]["label_precision"] is None
