@@ -65,6 +65,19 @@ def test_how_many_labels_are_wrong_has_to_be_said(
     assert call(monkeypatch, *command, "--forget-rate", "0.4", "--out", "said") == 0
 
 
+def test_a_selection_is_told_the_share_of_wrong_labels_and_not_held_against_a_truth(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_clothing1m(Path("in"))
+    command = ["clothing1m", "--source", "in", "--alpha", "6", *SMALL, "--val-frac", "0", "--select", "rsl"]
+    assert call(monkeypatch, *command, "--out", "unsaid") == 2
+    assert "law uniform does not say; give --select-rate" in capsys.readouterr().err
+    assert call(monkeypatch, *command, "--select-rate", "0.4", "--select-epochs", "1", "--out", "said") == 0
+    found = json.loads(Path("said/select-rsl/selection.json").read_text())
+    assert found["kept"] < found["judged"] == 20 * 7
+    assert not found.keys() & {"label_precision", "label_recall", "auroc"}
+
+
 def test_the_mini_flag_and_the_whole_set_do_not_mix(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -51,13 +51,16 @@ def noise_rates(task: Task, prior: Float64[Array, " k"]) -> Float64[Array, " k"]
     formula, given = task.dataset.formula, task.recipe.select_rate
     if given is not None:
         return np.full(formula.num_classes, given)
+    unknown = UserError(
+        f"selection rsl wants to know how many labels are wrong, and law {formula.law.name} does not say; "
+        "give --select-rate, the share of them in [0, 1)"
+    )
+    if task.dataset.observed:
+        raise unknown
     try:
         matrix = known_transition(formula.law, alpha=formula.alpha, num_classes=formula.num_classes)
     except UserError:
-        raise UserError(
-            f"selection rsl wants to know how many labels are wrong, and law {formula.law.name} does not say; "
-            "give --select-rate, the share of them in [0, 1)"
-        ) from None
+        raise unknown from None
     if task.world.is_first:
         for line in failed_conditions(matrix):
             console.print(f"warning: {line}", soft_wrap=True, highlight=False)
