@@ -85,7 +85,7 @@ def test_the_commands_of_the_readme_run(tmp_path: Path, about: str) -> None:
         if words[0] == "tools/reproduce":
             words += ["--no-save"]
         if words[0] == "tools/compare":
-            words += ["--epochs", "0.05", "--seeds", "1"]
+            words += ["--epochs", "0.2", "--seeds", "1"]
         if words[0] != "train":
             words[0] = str(ROOT / words[0])
         check(command, words)

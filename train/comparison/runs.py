@@ -25,6 +25,7 @@ from train.recipes import Recipe, difference, rows_an_epoch
 
 EVALUATIONS: Final = 20  # of a run: the mean of the last ten is that of its second half; speed is read as often
 BUDGETS: Final = {"epochs": "equal epochs", "time": "equal time"}
+LEAST_STEPS: Final = 5  # of a run whose speed is measured: the first one compiles and warms up
 FILE: Final = "compare.json"  # says what a folder compares
 
 
@@ -152,7 +153,7 @@ def equal_epochs(comparison: Comparison, entries: dict[str, Entry]) -> dict[str,
     """Return how many examples (images) each method sees in the epochs of a comparison, in whole steps.
 
     Raises:
-        UserError: If a method does not fit the data.
+        UserError: If a method does not fit the data, or is too short for equal time.
     """
     dataset = open_point(comparison.place, comparison.noise, comparison.images, seed=0)
     examples = {}
@@ -163,6 +164,12 @@ def equal_epochs(comparison: Comparison, entries: dict[str, Entry]) -> dict[str,
         except UserError as error:
             raise UserError(f"method {name} cannot take part: {error}") from None
         examples[name] = whole_steps(recipe.examples, recipe.batch)
+        num_steps = examples[name] // recipe.batch
+        if comparison.equal_time and num_steps < LEAST_STEPS:
+            raise UserError(
+                f"equal time wants {LEAST_STEPS} steps of every method, to measure speeds, and {name} has {num_steps} "
+                f"of batch {recipe.batch}; give more --epochs or a smaller --batch"
+            )
     return examples
 
 

@@ -139,6 +139,7 @@ def test_several_processes_find_what_one_does(tmp_path: Path) -> None:
         (("plain",), {"noise": Noise(alpha=3, law="pair", flip_rate=0.2)}, "it goes with alpha 0, not 3"),
         (("plain",), {"epochs": -1}, "epochs is -1; give a number above 0"),
         (("plain",), {"model": "conv99"}, "conv99"),
+        (("plain",), {"equal_time": True, "epochs": 1}, "equal time wants 5 steps of every method.* plain has 3 of"),
         (("plain",), {"images": 4_001}, "4001: the training split has 4,000 images"),
     ],
 )
