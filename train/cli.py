@@ -184,7 +184,7 @@ def train(
         int | None, Option(help="Of method mlnt: synthetic label sets a step, each a step to try [default: 10]")
     ] = None,
     mlnt_inner_lr: Annotated[
-        float | None, Option(help="Of method mlnt: learning rate of the step that is tried [default: 0.2]")
+        float | None, Option(help="Of method mlnt: learning rate of the step that is tried [default: 0.01]")
     ] = None,
     mlnt_weight: Annotated[
         float | None,
@@ -203,7 +203,7 @@ def train(
     ] = None,
     mlnt_ramp_epochs: Annotated[
         float | None,
-        Option(help="Of method mlnt: passes over the data in which that weight grows [default: the recipe's]"),
+        Option(help="Of method mlnt: passes over the data in which that weight grows [default: 2]"),
     ] = None,
     mentor: Annotated[
         Path | None,

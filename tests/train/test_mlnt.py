@@ -438,7 +438,7 @@ def test_a_run_has_the_net_of_an_earlier_one_for_a_mentor(tiny: DilutedSet, tmp_
     net = mentor_of(tmp_path / "plain", tiny, torch.device("cpu"))
     assert same(dict(net.state_dict()), weights(tmp_path / "plain"))
     assert not net.training
-    with pytest.raises(UserError, match="mentor .*nowhere holds no finished run; give the folder of one"):
+    with pytest.raises(UserError, match=r"mentor .*nowhere holds no finished run; give the folder of one"):
         run_experiment(recipe(mentor=str(tmp_path / "nowhere")), tiny, tmp_path / "refused")
     other = dilute(synthetic(num_train=60, num_test=20, height=8, width=8, channels=1, num_classes=5), alpha=3)
     with pytest.raises(UserError, match=r"no single net for images of .* in 5 classes; .* another --method"):
