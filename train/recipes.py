@@ -435,7 +435,8 @@ def mlnt_recipe(num_images: int, num_copies: int) -> dict[str, Any]:
     `train mnist5k --law symmetric --rate 0.5 --clean 1000 --model conv2 --batch 128 --weight-decay 0.0005 --epochs 20
     --method mlnt --mlnt-order first --mlnt-sets 3 --mlnt-ramp-epochs 3` ends at 87.7, 88.9 and 87.5 % on test (seeds 0,
     1 and 2); plain at 86.6, 88.1 and 86.9 %, and without averaging (`--ema 0`) at 79.0, 79.3 and 76.0 %. The average
-    is most of the gain. Noisy validation (100 images) cannot tell mlnt from plain.
+    is most of the gain. Of second order with two sets: 88.3 % (seed 0). Noisy validation (100 images) cannot tell mlnt
+    from plain.
     """
     return {**plain_recipe(num_images, num_copies), "mlnt_inner_lr": 0.01, "mlnt_ramp_epochs": 2.0}
 

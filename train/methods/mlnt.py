@@ -222,8 +222,9 @@ class MLNT(Method):
     Source: Li et al. 2019, "Learning to Learn from Noisy Labeled Data".
     Deviates: both losses make one step of the optimizer, as in the authors' code; the paper makes two. Neighbours are
         near by what the teacher's last layer is given, for the authors' net of an earlier run there is none. The
-        teacher is what is evaluated, for there are no clean images to choose it or the net by. Batch norm's statistics
-        move once a step, and not with the synthetic labels too. Label smoothing, if asked for, is in both losses.
+        teacher is what is evaluated, for there are no clean images to choose it or the net by, and for that the net's
+        batch norm statistics are averaged too. They move once a step, and not with the synthetic labels too. Label
+        smoothing, if asked for, is in both losses.
     """
 
     has_teacher: ClassVar[bool] = True
