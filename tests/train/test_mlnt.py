@@ -365,7 +365,8 @@ def test_mlnt_without_a_weight_is_plain(tiny: DilutedSet, tmp_path: Path, given:
     for name, asked in (("plain", {"method": "plain"}), ("none", {"mlnt_weight": 0.0}), ("some", {"mlnt_weight": 1.0})):
         run_experiment(recipe(**given, **asked), tiny, tmp_path / name)
     assert same(weights(tmp_path / "none"), weights(tmp_path / "plain"))
-    assert rows(tmp_path / "none") == rows(tmp_path / "plain")
+    for mine, theirs in zip(rows(tmp_path / "none"), rows(tmp_path / "plain"), strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-6)  # plain adds its losses up in another order
     assert not same(weights(tmp_path / "some"), weights(tmp_path / "plain"))
 
 
