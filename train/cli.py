@@ -295,7 +295,9 @@ def train(
             "this orders (--law structured --matrix FILE) then knows nothing of the test images. [default: none]"
         ),
     ] = None,
-    out: Annotated[Path | None, Option(help="Run folder [default: runs/DATASET-METHOD-alphaA-seedS]")] = None,
+    out: Annotated[
+        Path | None, Option(help="Run folder [default: runs/DATASET-METHOD-alphaA-seedS, a selection before METHOD]")
+    ] = None,
     resume: Annotated[
         bool,
         Option("--resume", help="Start, go on, or show the result, whichever the run folder calls for [default: off]"),
@@ -407,7 +409,8 @@ def train(
     stopped: Stopped | None = None
     with joined() as world:
         recipe, data = world.together(asked)
-        title = f"{recipe.dataset}-{method}-alpha{data.formula.alpha}-seed{recipe.seed}"
+        how = method if select is None else f"{select}-{method}"
+        title = f"{recipe.dataset}-{how}-alpha{data.formula.alpha}-seed{recipe.seed}"
         folder = out or Path("runs") / title
         try:
             result = run_experiment(recipe, data, folder, resume=resume, save_confusion=save_confusion, world=world)
