@@ -24,6 +24,14 @@ def test_a_table_that_was_edited_by_hand_is_noticed_and_written_again(tmp_path: 
     assert copy.read_text() == before
 
 
+def test_a_picture_that_is_not_there_is_noticed(tmp_path: Path) -> None:
+    copy = tmp_path / "README.md"
+    copy.write_text((ROOT / "README.md").read_text() + "![nothing](tools/figures/nothing.png)\n")
+    done = report("--check", "--readme", str(copy))
+    assert done.returncode == 1
+    assert "no tools/figures/nothing.png" in done.stdout
+
+
 def test_a_readme_without_marks_is_refused_and_left_alone(tmp_path: Path) -> None:
     copy = tmp_path / "README.md"
     copy.write_text("nothing here\n")

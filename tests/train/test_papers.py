@@ -38,7 +38,7 @@ def test_every_page_is_a_complete_recipe_that_evaluates_after_each_epoch(paper: 
     page = page_of(paper, dataset, "plain")
     recipe = recipe_of(page, dataset)
     for field in dataclasses.fields(Page):
-        if field.name not in ("epochs", "augment"):
+        if field.name not in ("epochs", "augment", "own"):
             assert getattr(recipe, field.name) == getattr(page, field.name), field.name
     assert recipe.eval_every == 50_000
     assert recipe.examples == page.epochs * 50_000
@@ -68,6 +68,15 @@ def test_rates_fall_where_the_papers_have_them_fall() -> None:
 def test_the_papers_own_method_takes_one_epoch_of_clothing1m() -> None:
     page = page_of("mlnt", "clothing1m", "mlnt")
     assert (page.epochs, page.schedule, page.lr) == (1, "constant", 8e-4)
+    recipe = recipe_for("clothing1m", "mlnt", num_images=990_000, num_copies=1, page=page)
+    assert (recipe.mlnt_inner_lr, recipe.mlnt_weight, recipe.mlnt_sets) == (0.02, 1.0, 10)
+    assert recipe.mlnt_ramp_epochs * 1_000_000 == 2_000 * 32
+
+
+def test_the_papers_own_numbers_are_for_its_own_method() -> None:
+    own = recipe_for("cifar10", "mlnt", num_images=100, num_copies=1, page=page_of("mlnt", "cifar10", "mlnt"))
+    assert (own.mlnt_inner_lr, own.mlnt_weight, own.mlnt_ramp_epochs) == (0.2, 0.4, 20)
+    assert not any(name.startswith("mlnt") for name in page_of("mlnt", "cifar10", "plain").fields(100))
 
 
 def test_what_the_user_gives_wins_over_the_page() -> None:

@@ -40,7 +40,10 @@ def _draw_panel(axes: Any, panel: Panel, rows: list[Row]) -> None:
     for row in rows:
         lines.setdefault(tuple(row[name] for name in panel.series), []).append(row)
     if "x" in panel.log:
-        axes.set_xscale("log", base=2 if panel.x == "batch" else 10)
+        axes.set_xscale("log")
+        shown = sorted({row[panel.x] for row in rows})
+        axes.set_xticks(shown, [f"{x:,}" for x in shown])  # its own labels would run into each other
+        axes.minorticks_off()
     if "y" in panel.log:
         axes.set_yscale("log")
     first: dict[float, float] = {}
