@@ -10,7 +10,7 @@ from pipeline.votes import vote_baseline
 
 
 def plot_curves(folder: Path, picture: Path) -> None:
-    """Draw test accuracy and the losses of a run against the examples seen.
+    """Draw test accuracy, what was memorised and the losses of a run against the examples seen.
 
     Args:
         folder: A run folder with metrics.jsonl and config.json.
@@ -25,7 +25,11 @@ def plot_curves(folder: Path, picture: Path) -> None:
     if data["law"]["name"] == "uniform" and not data.get("observed_labels"):
         vote = vote_baseline(data["num_classes"], data["alpha"])
         left.axhline(vote, color="grey", linestyle=":", label=f"vote over an image's labels, {vote:.3f}")
-    left.set(ylim=(0, 1), ylabel="top-1 accuracy")
+    left.set(ylim=(0, 1), ylabel="top-1 accuracy, share of wrong labels")
+    for name, label in (("given", "wrong labels said as given"), ("true", "wrong labels said as they were")):
+        seen, share = _series(rows, f"memorisation/{name}")
+        if seen:
+            left.plot(seen, share, linewidth=1, label=label)
     right.plot(*_series(rows, "train/loss"), label="training labels")
     seen, loss = _series(rows, "eval/noisy_val_loss")
     if seen:

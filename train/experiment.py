@@ -568,6 +568,11 @@ def result_table(result: dict[str, Any], title: str) -> Table:
     if result["noisy_val_loss"] is not None:
         loss = f"{result['noisy_val_loss']:.5f} ± {result['noisy_val_loss_se']:.5f}"
         rows.append(("lowest noisy validation loss", f"{loss} ({result['num_noisy_val_images']:,} images)"))
+    if selection := result.get("selection"):
+        rows.append(("selected", f"{selection['kept']:,} of {selection['judged']:,} examples"))
+        if "label_precision" in selection:
+            known = [percent(selection[name]) for name in ("label_precision", "label_recall")]
+            rows.append(("of those right, of the right ones selected", ", ".join(known)))
     if result["num_replaced"]:
         ids = result["replaced_image_ids"]
         named = ", ".join(map(str, ids[:5])) + (" …" if len(ids) > 5 else "")
