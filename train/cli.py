@@ -306,9 +306,11 @@ def train(
     """Train a net on an α-diluted image data set."""
     from pipeline.dataset import DilutedSet
     from pipeline.sources import name_of_set
+    from train.assemble import train_images
     from train.data import open_data
     from train.distributed import joined
-    from train.experiment import Stopped, run_experiment, show_result, train_images
+    from train.experiment import Stopped, run_experiment
+    from train.outcome import show_result
     from train.papers import page_of
     from train.recipes import Recipe, recipe_for
 

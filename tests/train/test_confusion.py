@@ -17,11 +17,12 @@ from pipeline.laws.files import read_matrix
 from pipeline.laws.structured import confusing_order
 from pipeline.loaders import open_evaluation
 from pipeline.types import Batch
+from train.assemble import build_learner
 from train.checkpoint import load_state
 from train.cli import train
 from train.distributed import ALONE
 from train.evaluate import confusion
-from train.experiment import build_learner, run_experiment
+from train.experiment import run_experiment
 from train.recipes import Recipe
 
 CPU = torch.device("cpu")

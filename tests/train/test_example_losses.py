@@ -10,9 +10,10 @@ from pipeline.dataset import DilutedSet
 from pipeline.errors import UserError
 from pipeline.loaders import open_batches
 from pipeline.types import Batch
+from train.assemble import build_learner
 from train.clock import Clock
 from train.example_losses import ExampleLosses, read_losses
-from train.experiment import build_learner, run_experiment
+from train.experiment import run_experiment
 from train.learner import Learner
 from train.methods.plain import Plain
 from train.recipes import Recipe

@@ -22,15 +22,17 @@ from pipeline.plan import plan_build
 from pipeline.sources.synthetic import synthetic
 from pipeline.sources.types import Augmentation
 from pipeline.types import Batch
+from train.assemble import build_learner, train_images
 from train.checkpoint import load_state
 from train.clock import Clock
 from train.evaluate import evaluate
-from train.experiment import Stopped, build_learner, result_table, run_experiment, train_images
+from train.experiment import Stopped, run_experiment
 from train.learner import Learner
 from train.loop import stop_signals
 from train.methods import METHODS
 from train.methods.plain import Plain
 from train.noise_scale import NoiseScale
+from train.outcome import result_table
 from train.recipes import Recipe
 
 Result = dict[str, Any]

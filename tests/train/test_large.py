@@ -24,8 +24,8 @@ from pipeline.sources.synthetic_imagenet import write_synthetic_imagenet
 from pipeline.sources.types import Item
 from pipeline.storage import open_folder
 from pipeline.stream import rank_positions
+from train.assemble import MEMORISED, train_images
 from train.clock import Clock
-from train.experiment import MEMORISED, train_images
 from train.models import build_model
 from train.recipes import Recipe, recipe_for
 

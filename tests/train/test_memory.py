@@ -7,7 +7,8 @@ from torch import nn
 import train.memory
 from pipeline.dataset import DilutedSet
 from pipeline.errors import UserError
-from train.experiment import build_learner, parts_of, run_experiment
+from train.assemble import build_learner, parts_of
+from train.experiment import run_experiment
 from train.learner import Learner
 from train.memory import activation_bytes, free_bytes, parts_that_fit
 from train.methods.plain import Plain
@@ -77,7 +78,7 @@ def test_free_memory_is_some_of_the_machines() -> None:
 def test_a_run_goes_on_in_the_parts_that_it_began_with(
     tiny: DilutedSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("train.experiment.parts_that_fit", lambda *_: 3)
+    monkeypatch.setattr("train.assemble.parts_that_fit", lambda *_: 3)
     asked: list[int] = []
     step = Plain.step
 
@@ -90,7 +91,7 @@ def test_a_run_goes_on_in_the_parts_that_it_began_with(
     monkeypatch.setattr(Plain, "step", counted)
     with pytest.raises(KeyboardInterrupt):
         run_experiment(recipe(accumulate="auto", checkpoint_every=12), tiny, tmp_path / "run")
-    monkeypatch.setattr("train.experiment.parts_that_fit", lambda *_: 1)  # more memory is free now
+    monkeypatch.setattr("train.assemble.parts_that_fit", lambda *_: 1)  # more memory is free now
     run_experiment(recipe(accumulate="auto", checkpoint_every=12), tiny, tmp_path / "run", resume=True)
     assert set(asked) == {3}
     assert len(asked) == 7 + 3 * 2

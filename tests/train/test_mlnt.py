@@ -23,9 +23,10 @@ from pipeline.dataset import DilutedSet, dilute
 from pipeline.errors import UserError
 from pipeline.sources.synthetic import synthetic
 from pipeline.types import Batch
+from train.assemble import mentor_of
 from train.clock import Clock
 from train.distributed import World
-from train.experiment import mentor_of, run_experiment
+from train.experiment import run_experiment
 from train.learner import Learner
 from train.methods import Setting
 from train.methods.mlnt import (

@@ -12,7 +12,7 @@ from pipeline.dataset import dilute
 from pipeline.plan import plan_build
 from pipeline.sources import open_source
 from train.curves import plot_curves
-from train.experiment import vote_words
+from train.outcome import vote_words
 
 SMALL = ["--model", "conv2", "--size", "16", "--batch", "2", "--examples", "8", "--val-frac", "0.25"]
 

@@ -38,8 +38,8 @@ from pipeline.console import console
 from pipeline.dataset import DilutedSet, dilute, open_shards
 from pipeline.loaders import open_batches, open_evaluation
 from pipeline.sources import open_source
+from train.assemble import build_learner
 from train.clock import Clock
-from train.experiment import build_learner
 from train.learner import resolve_precision
 from train.loop import SAVE_EVERY_S, Run, fit, save
 from train.methods import METHODS, Setting

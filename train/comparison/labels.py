@@ -16,10 +16,10 @@ from torch.nn import functional as F
 
 from pipeline.atomic import write_file
 from pipeline.loaders import open_evaluation
+from train.assemble import build_learner, held_out_images, method_of
 from train.checkpoint import load_state
 from train.diagnostics import label_auroc, label_precision, label_recall
 from train.distributed import ALONE
-from train.experiment import build_learner, held_out_images, method_of
 from train.figures.runs import Finished
 from train.learner import resolve_precision
 from train.methods.coteaching import Coteaching, keep_share, num_kept, small_loss_rows

@@ -15,9 +15,9 @@ from pipeline.console import console
 from pipeline.dataset import DilutedSet
 from pipeline.errors import UserError
 from pipeline.stream import check_batch
+from train.assemble import held_out_images, method_of
 from train.comparison.entries import OWN, Entry, entries_of
 from train.comparison.labels import label_scores
-from train.experiment import held_out_images, method_of
 from train.figures.points import SCALES, Noise, Point
 from train.figures.rows import Row
 from train.figures.runs import Job, Place, finish, open_point, recipe_of, row_of, run_jobs

@@ -22,8 +22,9 @@ from pipeline.dataset import DilutedSet
 from pipeline.law_flags import law_from_flags
 from pipeline.sources import open_source
 from pipeline.workers import spread
+from train.assemble import train_images
 from train.data import open_data
-from train.experiment import Stopped, run_experiment, train_images
+from train.experiment import Stopped, run_experiment
 from train.figures.points import AUTO_RATE, VAL_FRAC, Figure, Noise, Point, Scale, key_of
 from train.figures.rows import Row
 from train.figures.unseen import confusion_of, halves, measure_unseen, unaugmented

@@ -34,10 +34,12 @@ from pipeline.sources.synthetic import synthetic
 from pipeline.sources.types import Item, Source
 from pipeline.verify import verify
 from pipeline.votes import expected_vote
+from train.assemble import build_learner
 from train.checkpoint import load_state
 from train.cli import train
 from train.evaluate import evaluate
-from train.experiment import build_learner, result_table, run_experiment
+from train.experiment import run_experiment
+from train.outcome import result_table
 from train.recipes import Recipe
 
 N, M, K, ALPHA = 30, 17, 4, 3
