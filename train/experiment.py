@@ -124,6 +124,7 @@ def _run_experiment(
                 selection, found = select(recipe, dataset, folder, world)
                 batches.close()
                 part = dataclasses.replace(part, train=selection.example_ids)
+                recipe = dataclasses.replace(recipe, batch=batch_within(recipe, int(selection.kept.sum()), world.size))
                 method, batches = world.together(
                     lambda: training_of(recipe, dataset, learner, part, wrong=selection.wrong_share)
                 )
@@ -157,6 +158,18 @@ def _train(run: Run) -> None:
             log.close()
     if signal_number:
         raise Stopped(signal_number)
+
+
+def batch_within(recipe: Recipe, num_examples: int, num_processes: int) -> int:
+    """Return the batch of a recipe, or the largest that so few examples make, and say so.
+
+    Nobody knows how many examples a selection keeps until it is made; to stop there would cost all that it took.
+    """
+    step = num_processes * int(recipe.accumulate)
+    batch = min(recipe.batch, max(1, num_examples // step) * step)
+    if batch < recipe.batch:
+        console.print(f"{num_examples:,} examples are selected: batches hold {batch} of them, not {recipe.batch}")
+    return batch
 
 
 def select(recipe: Recipe, dataset: DilutedSet, folder: Path, world: World) -> tuple[Selection, dict[str, Any]]:

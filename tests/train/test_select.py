@@ -173,6 +173,18 @@ def test_a_killed_selection_goes_on_and_ends_the_same(
     assert rows(tmp_path / "cut")[-1] == rows(tmp_path / "whole")[-1]
 
 
+def test_a_selection_that_is_smaller_than_a_batch_is_trained_on(
+    wrong_set: DilutedSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = Recipe(**FIELDS | {"batch": 100, "accumulate": 4}, select="rsl", select_epochs=4, select_rate=0.6)
+    result = run_experiment(recipe, wrong_set, tmp_path / "run")
+    kept = result["selection"]["kept"]
+    assert 20 < kept < 60
+    batch = kept // 4 * 4
+    assert f"{kept} examples are selected: batches hold {batch} of them, not 100" in capsys.readouterr().out
+    assert result["examples"] == -(-1080 // batch) * batch
+
+
 def test_nothing_wrong_keeps_all_that_can_be_learnt(tmp_path: Path) -> None:
     clean = dilute(synthetic(num_train=120, num_test=40, height=8, width=8, channels=1, num_classes=4), alpha=0)
     recipe = Recipe(**FIELDS, select="rsl", select_epochs=2)
