@@ -1,0 +1,274 @@
+"""From a recipe to what a run is made of: net, method, batches, and what it is evaluated on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pipeline.console import console
+from pipeline.dataset import DilutedSet
+from pipeline.errors import UserError
+from pipeline.laws import Given
+from pipeline.loaders import Batches, Evaluation, open_batches, open_evaluation
+from train.checkpoint import load_state
+from train.clock import Clock
+from train.example_losses import ExampleLosses
+from train.learner import Learner
+from train.loop import Run
+from train.memory import parts_that_fit
+from train.methods import METHODS, Method, Setting
+from train.methods.forward import noisy_view
+from train.methods.mlnt import teacher_share
+from train.models import build_model
+from train.models.twins import Twins
+from train.noise_scale import NoiseScale
+from train.recipes import Recipe
+from train.schedule import learning_rate
+from train.select import Part
+
+CPU: Final = torch.device("cpu")
+MEMORISED: Final = 1_000  # training images whose wrong labels are looked at; the ids are a class-balanced shuffle
+
+
+def train_images(num_images: int, val_frac: float) -> int:
+    """Return how many of the images are trained on; the last ones are held out, as whole images.
+
+    Image ids are a class-balanced shuffle, so the held-out part is balanced too.
+    """
+    return num_images - round(val_frac * num_images)
+
+
+def held_out_images(recipe: Recipe, dataset: DilutedSet) -> range:
+    """Return the ids of the images that are held out of training."""
+    num_images = dataset.formula.num_images
+    return range(train_images(num_images, recipe.val_frac), num_images)
+
+
+def method_of(recipe: Recipe, dataset: DilutedSet, *, device: torch.device = CPU, wrong: float | None = None) -> Method:
+    """Make the method of a run.
+
+    Args:
+        recipe: Of the run.
+        dataset: What it trains on.
+        device: Where it trains.
+        wrong: Share of wrong labels in a selection from it; None is what its law says of all.
+
+    Raises:
+        UserError: If it does not fit the data.
+    """
+    law, wanted = dataset.formula.law.name, METHODS[recipe.method].only_law
+    if wanted not in (None, law):
+        raise UserError(f"{recipe.method} is defined for law {wanted}, this data set's is {law}; give another --method")
+    return METHODS[recipe.method](
+        Setting(
+            num_classes=dataset.num_classes,
+            alpha=dataset.formula.alpha,
+            law=dataset.formula.law,
+            label_smoothing=recipe.label_smoothing,
+            mixup_beta=recipe.mixup_beta,
+            forget_rate=recipe.forget_rate,
+            forget_epochs=recipe.forget_epochs,
+            wrong_share=wrong_share(dataset) if wrong is None else wrong,
+            mlnt_sets=recipe.mlnt_sets,
+            mlnt_inner_lr=recipe.mlnt_inner_lr,
+            mlnt_weight=recipe.mlnt_weight,
+            mlnt_order=recipe.mlnt_order,
+            mlnt_neighbours=recipe.mlnt_neighbours,
+            mlnt_replaced_frac=recipe.mlnt_replaced_frac,
+            mlnt_ramp_epochs=recipe.mlnt_ramp_epochs,
+            mentor=None if recipe.mentor is None else mentor_of(Path(recipe.mentor), dataset, device),
+            rows=recipe.batch // (1 if recipe.accumulate == "auto" else int(recipe.accumulate)),
+            seed=recipe.seed,
+        )
+    )
+
+
+def training_of(
+    recipe: Recipe, dataset: DilutedSet, learner: Learner, part: Part, *, wrong: float | None = None
+) -> tuple[Method, Batches]:
+    """Make the method of a run and open its batches; `wrong` is the share of wrong labels in a selection."""
+    held_in = held_out_images(recipe, dataset).start
+    if not held_in:
+        raise UserError(f"val_frac {recipe.val_frac} holds all {dataset.formula.num_images} images out; lower it")
+    method = method_of(recipe, dataset, device=learner.device, wrong=wrong)
+    batches = open_batches(
+        dataset,
+        batch=recipe.batch,
+        seed=recipe.seed,
+        stream=method.stream,
+        images=range(held_in),
+        example_ids=part.train,
+        order=recipe.order,
+        window=recipe.window,
+        reuse=recipe.reuse,
+        loader=recipe.loader,
+        resize=recipe.resize,
+        device=learner.device,
+        rank=learner.world.rank,
+        world_size=learner.world.size,
+    )
+    return method, batches
+
+
+def mentor_of(folder: Path, dataset: DilutedSet, device: torch.device) -> nn.Module:
+    """Return the net of an earlier run as it was evaluated last.
+
+    Raises:
+        UserError: If the folder holds no finished run, or its net is made for other images.
+    """
+    if not (folder / "result.json").exists():
+        raise UserError(f"mentor {folder} holds no finished run; give the folder of one")
+    before: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))["recipe"]
+    net = build_model(before["model"], dataset.batch_shape, dataset.num_classes, seed=0)
+    try:
+        net.load_state_dict(load_state(folder / "last.pt", device))
+    except RuntimeError:
+        raise UserError(
+            f"mentor {folder} is no single net for images of {dataset.batch_shape} in {dataset.num_classes} classes; "
+            "give a run of another --method than coteaching on such images"
+        ) from None
+    return net.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
+
+
+def wrong_share(dataset: DilutedSet) -> float | None:
+    """Return the expected share of wrong labels under the law of a data set; None if nobody knows it."""
+    if dataset.observed or isinstance(dataset.formula.law, Given):
+        return None
+    return 1 - dataset.formula.right_share(dataset.train.source_labels)
+
+
+def evaluation_of(
+    recipe: Recipe, dataset: DilutedSet, learner: Learner, split: Literal["train", "test"] = "test", **options: Any
+) -> Evaluation:
+    """Open this process's part of some images for evaluation."""
+    return open_evaluation(
+        dataset,
+        split,
+        loader=recipe.loader,
+        resize=recipe.resize,
+        device=learner.device,
+        rank=learner.world.rank,
+        world_size=learner.world.size,
+        **options,
+    )
+
+
+def run_of(
+    recipe: Recipe,
+    dataset: DilutedSet,
+    folder: Path,
+    learner: Learner,
+    method: Method,
+    batches: Batches,
+    part: Part,
+) -> Run:
+    """Open what a run is evaluated on, and put everything together."""
+    held_out, adds_images = held_out_images(recipe, dataset), dataset.formula.law.adds_images
+    noisy_val = memorised = example_losses = None
+    if part.noisy_val is not None:
+        noisy_val = evaluation_of(recipe, dataset, learner, "train", stream="examples", example_ids=part.noisy_val)
+    elif held_out:
+        stream = "examples" if adds_images else "images"
+        noisy_val = evaluation_of(recipe, dataset, learner, "train", stream=stream, images=held_out)
+    if not adds_images and not dataset.observed:
+        looked_at = range(min(held_out.start, MEMORISED))
+        memorised = evaluation_of(recipe, dataset, learner, "train", images=looked_at)
+    if recipe.example_losses:
+        example_losses = ExampleLosses(dataset.formula.num_examples, learner.device, learner.world)
+    return Run(
+        recipe,
+        dataset,
+        folder,
+        learner,
+        method,
+        batches,
+        test=evaluation_of(recipe, dataset, learner),
+        noisy_val=noisy_val,
+        memorised=memorised,
+        clock=Clock(recipe.batch, recipe.examples, batches.num_examples),
+        noisy_logits=noisy_logits(recipe, dataset, method),
+        noise_scale=NoiseScale(still=recipe.lr == 0),
+        example_losses=example_losses,
+    )
+
+
+def noisy_logits(
+    recipe: Recipe, dataset: DilutedSet, method: Method
+) -> Callable[[Float[Tensor, "b k"]], Float[Tensor, "b k"]]:
+    """Return what turns logits into those of a noisy label: a net that saw selected labels predicts the class."""
+    if recipe.select is None:
+        return method.noisy_logits
+    formula = dataset.formula
+    return noisy_view(formula.law, alpha=formula.alpha, num_classes=formula.num_classes)
+
+
+def build_learner(recipe: Recipe, dataset: DilutedSet, device: torch.device) -> Learner:
+    """Build the net of a recipe, or its two nets, with an optimizer.
+
+    Raises:
+        UserError: If the images are too small for the net.
+    """
+    nets = [
+        build_model(recipe.model, dataset.batch_shape, dataset.num_classes, seed=recipe.seed, learner=number)
+        for number in range(METHODS[recipe.method].num_nets)
+    ]
+    teacher = partial(teacher_share, ramp_epochs=recipe.mlnt_ramp_epochs)
+    return Learner(
+        nets[0] if len(nets) == 1 else Twins(*nets),
+        rate=lambda clock: learning_rate(
+            clock.progress, schedule=recipe.schedule, peak=recipe.lr, warmup_frac=recipe.warmup_frac
+        ),
+        optimizer=recipe.optimizer,
+        momentum=recipe.momentum,
+        beta2=recipe.beta2,
+        weight_decay=recipe.weight_decay,
+        ema=recipe.ema,
+        teacher=teacher if METHODS[recipe.method].has_teacher else None,
+        compile=recipe.compile,
+        precision=recipe.precision,
+        device=device,
+    )
+
+
+def parts_of(recipe: Recipe, dataset: DilutedSet, learner: Learner, begun: Path | None, num_processes: int = 1) -> int:
+    """Return in how many parts a process computes its share of a batch.
+
+    As many as asked for, as a run has begun with, or as memory calls for.
+
+    Args:
+        recipe: Of the run.
+        dataset: What it trains on.
+        learner: Its net.
+        begun: Folder of a run that is resumed.
+        num_processes: How many share a batch.
+
+    Raises:
+        UserError: If not even one image fits, or the batch does not divide so.
+    """
+    parts = recipe.accumulate
+    if recipe.batch % num_processes:
+        raise UserError(
+            f"batch {recipe.batch} does not divide by the {num_processes} processes that share it; "
+            f"give a multiple of {num_processes}"
+        )
+    if parts == "auto" and begun is not None and (begun / "config.json").exists():
+        before: dict[str, Any] = json.loads((begun / "config.json").read_text(encoding="utf-8"))
+        parts = int(before["recipe"].get("accumulate", 1))  # batch norm sees the parts, so they stay
+    share = recipe.batch // num_processes
+    if parts == "auto":
+        parts = parts_that_fit(learner.net, dataset.batch_shape, share, learner.dtype)
+        if parts > 1:
+            console.print(f"accumulate: {parts} parts of {share // parts} fit memory", highlight=False)
+    if share % int(parts):
+        raise UserError(
+            f"batch {recipe.batch} in {num_processes} processes is {share} each, which does not divide by accumulate "
+            f"{parts}; give a batch that is a multiple of {num_processes * int(parts)}"
+        )
+    return int(parts)

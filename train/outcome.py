@@ -1,0 +1,94 @@
+"""What came out of a run: result.json, and a table for people."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from pipeline.console import console
+from pipeline.votes import known_vote
+from train.evaluate import best_by_noisy_validation, columns, confusion
+from train.loop import Run, all_replaced
+
+
+def outcome(run: Run) -> dict[str, Any]:
+    """Return what goes into result.json."""
+    chosen = best_by_noisy_validation(run.evaluations)
+    best = {} if chosen is None else run.evaluations[chosen]
+    matrix = confusion(run.learner, run.test, run.dataset.num_classes)
+    last = run.evaluations[-1]
+    seen = run.world.gather((len(run.noisy_val) if run.noisy_val is not None else 0, len(run.test)))
+    num_noisy_val, num_test = (sum(numbers) for numbers in zip(*seen, strict=True))
+    replaced = all_replaced(run)
+    return {
+        "top1_accuracy": columns(run.evaluations),
+        "top5_accuracy": last.get("eval/top5_accuracy"),
+        "class_accuracy": (matrix.diagonal() / matrix.sum(axis=1).clip(min=1)).round(6).tolist(),
+        "memorisation": {name: last.get(f"memorisation/{name}") for name in ("given", "true")},
+        "noisy_val_loss": best.get("eval/noisy_val_loss"),
+        "noisy_val_loss_se": best.get("eval/noisy_val_loss_se"),
+        "num_noisy_val_images": num_noisy_val,
+        "num_test_images": num_test,
+        "vote_baseline": known_vote(run.dataset),
+        "observed_labels": run.dataset.observed,
+        "uses_clean_labels": run.method.uses_clean_labels,
+        "examples": run.clock.examples,
+        "epochs": run.clock.epoch,
+        "num_replaced": replaced["num_replaced"],
+        "replaced_image_ids": replaced["replaced"],
+        "wall_s": round(run.clock.wall_s, 3),
+        **run.pace.totals(),
+    }
+
+
+def result_table(result: dict[str, Any], title: str) -> Table:
+    """Lay out a result for people."""
+    accuracy = result["top1_accuracy"]
+    rows = [
+        ("test accuracy, last", percent(accuracy["last"])),
+        ("test accuracy, mean of the last 10", percent(accuracy["last10"])),
+        ("test accuracy, best by noisy validation", percent(accuracy["best_noisy_val"])),
+        ("test accuracy, best on test (oracle)", percent(accuracy["best_test"])),
+        ("vote over an image's labels", vote_words(result)),
+    ]
+    if result["noisy_val_loss"] is not None:
+        loss = f"{result['noisy_val_loss']:.5f} ± {result['noisy_val_loss_se']:.5f}"
+        rows.append(("lowest noisy validation loss", f"{loss} ({result['num_noisy_val_images']:,} images)"))
+    if selection := result.get("selection"):
+        rows.append(("selected", f"{selection['kept']:,} of {selection['judged']:,} examples"))
+        if "label_precision" in selection:
+            known = [percent(selection[name]) for name in ("label_precision", "label_recall")]
+            rows.append(("of those right, of the right ones selected", ", ".join(known)))
+    if result["num_replaced"]:
+        ids = result["replaced_image_ids"]
+        named = ", ".join(map(str, ids[:5])) + (" …" if len(ids) > 5 else "")
+        rows.append(("examples replaced, unreadable", f"{result['num_replaced']:,} (image ids {named})"))
+    rows.append(("examples", f"{result['examples']:,} ({result['epochs']:.1f} epochs)"))
+    speed = f"{result['speed/examples_per_s']:,.0f} examples/s"
+    rows.append(("speed", f"{speed}, {result['data/wait_frac']:.0%} waiting for data"))
+    table = Table(title=title + (" (uses clean labels)" if result["uses_clean_labels"] else ""), box=None)
+    table.add_column("", no_wrap=True)
+    table.add_column("", no_wrap=True, justify="right")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def vote_words(result: dict[str, Any]) -> str:
+    """Say what a vote over an image's labels finds."""
+    if result.get("observed_labels"):
+        return "unknown: labels are as observed"
+    return "not defined: it has one" if result["vote_baseline"] is None else percent(result["vote_baseline"])
+
+
+def percent(share: float | None) -> str:
+    """Write a share for people."""
+    return "not measured" if share is None else f"{100 * share:.1f} %"
+
+
+def show_result(result: dict[str, Any], title: str, folder: Path) -> None:
+    """Print a result and where it lies."""
+    console.print(result_table(result, title))
+    console.print(f"run folder: {folder}", soft_wrap=True)
