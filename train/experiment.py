@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -215,11 +216,11 @@ def select(recipe: Recipe, dataset: DilutedSet, folder: Path, world: World) -> t
         raise world.end_of_all(error) from None
     truth = dataset.formula
     phases = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*/result.json")]
-    said: dict[str, float] = {"wall_s": round(sum(each["wall_s"] for each in phases), 3)}
+    said: dict[str, float | None] = {"wall_s": round(sum(each["wall_s"] for each in phases), 3)}
     said |= {"kept": int(selection.kept.sum()), "judged": int((~np.isnan(selection.scores)).sum())}
     if not (truth.law.adds_images or dataset.observed):  # else nobody knows which labels are right
         right = task.labels() == np.tile(dataset.train.source_labels, 1 + truth.alpha)
-        said |= quality(selection, right)
+        said |= {key: None if math.isnan(value) else value for key, value in quality(selection, right).items()}
     if world.is_first:
         write_selection(folder, selection, dataset, said)
     return selection, {**said, "wrong_share": selection.wrong_share, **selection.told}

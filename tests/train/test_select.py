@@ -190,6 +190,7 @@ def test_nothing_wrong_keeps_all_that_can_be_learnt(tmp_path: Path) -> None:
     recipe = Recipe(**FIELDS, select="rsl", select_epochs=2)
     result = run_experiment(recipe, clean, tmp_path / "rsl")
     assert result["selection"]["kept"] == result["selection"]["judged"] == 108  # its rate is 0
+    assert result["selection"]["auroc"] is None  # no label is wrong: not a number, which JSON has not
     result = run_experiment(
         dataclasses.replace(recipe, select="incv", select_rate=0.0, select_epochs=40), clean, tmp_path / "incv"
     )
