@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from functools import partial
@@ -19,8 +20,9 @@ from pipeline.laws import Given
 from pipeline.loaders import Batches, Evaluation, open_batches, open_evaluation
 from train.checkpoint import load_state
 from train.clock import Clock
+from train.distributed import ALONE, World
 from train.example_losses import ExampleLosses
-from train.learner import Learner
+from train.learner import Learner, resolve_precision
 from train.loop import Run
 from train.memory import parts_that_fit
 from train.methods import METHODS, Method, Setting
@@ -235,6 +237,23 @@ def build_learner(recipe: Recipe, dataset: DilutedSet, device: torch.device) -> 
         precision=recipe.precision,
         device=device,
     )
+
+
+def trained_learner(recipe: Recipe, dataset: DilutedSet, weights: Path, world: World = ALONE) -> Learner:
+    """Return the learner of a finished run for evaluation.
+
+    Args:
+        recipe: Of the run.
+        dataset: Of the run.
+        weights: One of its files of weights.
+        world: The processes that share the work.
+    """
+    device = world.device()
+    recipe = dataclasses.replace(recipe, precision=resolve_precision(recipe.precision, device))
+    learner = build_learner(recipe, dataset, device)
+    learner.world = world
+    learner.evaluated.load_state_dict(load_state(weights, device))
+    return learner
 
 
 def parts_of(recipe: Recipe, dataset: DilutedSet, learner: Learner, begun: Path | None, num_processes: int = 1) -> int:

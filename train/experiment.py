@@ -17,7 +17,7 @@ from pipeline.console import console
 from pipeline.dataset import DilutedSet
 from pipeline.errors import UserError
 from pipeline.laws.files import check_matrix_path, write_matrix
-from train.assemble import build_learner, evaluation_of, held_out_images, parts_of, run_of, training_of
+from train.assemble import build_learner, evaluation_of, held_out_images, parts_of, run_of, trained_learner, training_of
 from train.checkpoint import load_state
 from train.data import facts, facts_of_part
 from train.determinism import determinism
@@ -211,7 +211,7 @@ def select(recipe: Recipe, dataset: DilutedSet, folder: Path, world: World) -> t
     )
     try:
         selection = SELECTORS[name](task)
-        check_selection(selection, task.labels(), dataset.num_classes, name)
+        check_selection(selection, task.labels, dataset.num_classes, name)
     except UserError as error:
         raise world.end_of_all(error) from None
     truth = dataset.formula
@@ -219,7 +219,7 @@ def select(recipe: Recipe, dataset: DilutedSet, folder: Path, world: World) -> t
     said: dict[str, float | None] = {"wall_s": round(sum(each["wall_s"] for each in phases), 3)}
     said |= {"kept": int(selection.kept.sum()), "judged": int((~np.isnan(selection.scores)).sum())}
     if not (truth.law.adds_images or dataset.observed):  # else nobody knows which labels are right
-        right = task.labels() == np.tile(dataset.train.source_labels, 1 + truth.alpha)
+        right = task.labels == np.tile(dataset.train.source_labels, 1 + truth.alpha)
         said |= {key: None if math.isnan(value) else value for key, value in quality(selection, right).items()}
     if world.is_first:
         write_selection(folder, selection, dataset, said)
@@ -236,11 +236,7 @@ def judge(recipe: Recipe, dataset: DilutedSet, weights: Path, images: Int64[Arra
         images: Image ids, ascending.
         world: The processes that share the work.
     """
-    device = world.device()
-    recipe = dataclasses.replace(recipe, precision=resolve_precision(recipe.precision, device))
-    learner = build_learner(recipe, dataset, device)
-    learner.world = world
-    learner.evaluated.load_state_dict(load_state(weights, learner.device))
+    learner = trained_learner(recipe, dataset, weights, world)
     asked = evaluation_of(recipe, dataset, learner, "train", example_ids=images)
     return judge_images(learner, asked, dataset.formula.num_images, dataset.formula.alpha)
 

@@ -220,3 +220,9 @@ def progress_line(clock: Clock, values: dict[str, float]) -> str:
     if "eval/top1_accuracy" in values:
         parts.append(f"test accuracy {values['eval/top1_accuracy']:.4f}")
     return "  ".join(parts)
+
+
+def rows_with(folder: Path, name: str) -> list[dict[str, float]]:
+    """Read the rows of a run's metrics that have some value: readings, or evaluations."""
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [row for row in map(json.loads, lines) if name in row]

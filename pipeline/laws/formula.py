@@ -109,6 +109,16 @@ class Formula:
         first = self.labels(image_ids, np.zeros_like(image_ids), source_labels) if self.law.replaces else source_labels
         return np.concatenate([first[:, None], self.noisy_labels(image_ids, source_labels)], axis=1)
 
+    def labels_by_example(self, source_labels: UInt16[Array, " n"]) -> UInt16[Array, " examples"]:
+        """Compute the labels of all examples, by example id (copy · n + image id).
+
+        Args:
+            source_labels: Of all images, by image id.
+        """
+        ids = np.arange(self.num_images, dtype=np.int64)
+        labels: UInt16[Array, " examples"] = self.all_labels(ids, source_labels).T.reshape(-1)
+        return labels
+
     def labels_of_images(
         self, image_ids: Int64[Array, " b"], source_labels: UInt16[Array, " b"]
     ) -> UInt16[Array, "b copies"]:

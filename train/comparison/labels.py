@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from statistics import fmean
@@ -15,13 +14,9 @@ from numpy import ndarray as Array
 from torch.nn import functional as F
 
 from pipeline.atomic import write_file
-from pipeline.loaders import open_evaluation
-from train.assemble import build_learner, held_out_images, method_of
-from train.checkpoint import load_state
+from train.assemble import evaluation_of, held_out_images, method_of, trained_learner
 from train.diagnostics import label_auroc, label_precision, label_recall
-from train.distributed import ALONE
 from train.figures.runs import Finished
-from train.learner import resolve_precision
 from train.methods.coteaching import Coteaching, keep_share, num_kept, small_loss_rows
 from train.models.twins import Twins
 
@@ -108,16 +103,12 @@ def label_losses(finished: Finished) -> tuple[Float32[Array, "nets n"], Bool[Arr
         the labels are those of their image's class.
     """
     recipe, dataset, _, folder = finished
-    device = ALONE.device()
-    recipe = dataclasses.replace(recipe, precision=resolve_precision(recipe.precision, device))
-    learner = build_learner(recipe, dataset, device)
-    learner.evaluated.load_state_dict(load_state(folder / "last.pt", device))
+    learner = trained_learner(recipe, dataset, folder / "last.pt")
+    device = learner.device
     ids = np.arange(min(held_out_images(recipe, dataset).start, LOOKED_AT))
     source = np.asarray(dataset.train.source_labels[: len(ids)])
     labels = torch.from_numpy(dataset.formula.labels_of_images(ids, source).astype("int64")).to(device)
-    images = open_evaluation(
-        dataset, "train", images=range(len(ids)), loader=recipe.loader, resize=recipe.resize, device=device
-    )
+    images = evaluation_of(recipe, dataset, learner, "train", images=range(len(ids)))
     right = (labels.cpu() == torch.from_numpy(source.astype("int64"))[:, None]).numpy()
     losses = []
     for net in learner.evaluated.children() if isinstance(learner.evaluated, Twins) else [learner.evaluated]:

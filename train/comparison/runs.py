@@ -21,6 +21,7 @@ from train.comparison.labels import label_scores
 from train.figures.points import SCALES, Noise, Point
 from train.figures.rows import Row
 from train.figures.runs import Job, Place, finish, open_point, recipe_of, row_of, run_jobs
+from train.metrics import rows_with
 from train.recipes import Recipe, difference, rows_an_epoch
 
 EVALUATIONS: Final = 20  # of a run: the mean of the last ten is that of its second half; speed is read as often
@@ -243,12 +244,6 @@ def measured(job: Entrant) -> Row:
 def speed_of(folder: Path) -> float:
     """Return the median of a run's examples a second over its readings: the first one compiles and warms up."""
     return median(row["speed/examples_per_s"] for row in rows_with(folder, "speed/examples_per_s"))
-
-
-def rows_with(folder: Path, name: str) -> list[dict[str, float]]:
-    """Read the rows of a run's metrics that have some value: readings, or evaluations."""
-    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [row for row in map(json.loads, lines) if name in row]
 
 
 def description(comparison: Comparison) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from train.figures.points import NOT_RUN, Claim, Figure, Finding, Noise, Panel, Point, Scale
+from train.figures.points import NOT_RUN, Claim, Figure, Finding, Noise, Panel, Point, Scale, verdict
 from train.figures.rows import Row, curve, where
 
 CLOSE: Final = 0.05  # a deviation from the law below this is called none
@@ -82,7 +82,7 @@ def _follows(rows: list[Row]) -> Finding:
         close.append(abs(away[worst]) < CLOSE)
     if not told:
         return NOT_RUN
-    return Finding("; ".join(told), "holds" if all(close) else "in part" if any(close) else "does not hold")
+    return Finding("; ".join(told), verdict(all(close), in_part=any(close)))
 
 
 def _precise(rows: list[Row]) -> Finding:
@@ -95,7 +95,7 @@ def _precise(rows: list[Row]) -> Finding:
         f"label precision {precision.value:.3f}, label recall {recall.value:.3f} (n = {precision.n}); "
         f"best on unseen labels {early[0]:.3f}, {early[1]:.3f}"
     )
-    return Finding(told, "holds" if precision.value > 0.87 and recall.value > 0.45 else "does not hold")
+    return Finding(told, verdict(precision.value > 0.87 and recall.value > 0.45))
 
 
 QUADRATIC_LAW: Final = Figure(

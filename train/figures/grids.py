@@ -14,26 +14,29 @@ from typing import Any, Final
 import numpy as np
 
 from train.figures.agreement import QUADRATIC_LAW
-from train.figures.points import AUTO_RATE, NOT_RUN, VAL_FRAC, Claim, Figure, Finding, Noise, Panel, Point, Scale
+from train.figures.points import (
+    AUTO_RATE,
+    NOT_RUN,
+    VAL_FRAC,
+    Claim,
+    Figure,
+    Finding,
+    Noise,
+    Panel,
+    Point,
+    Scale,
+    verdict,
+)
 from train.figures.rows import Mean, Row, best_curve, curve, line_through, where
+from train.outcome import percent
 
 SMALL_NETS: Final = ("perceptron", "mlp1", "mlp2", "mlp4", "conv4")
 HARMLESS: Final = 0.03  # a loss of accuracy below this is called none
 
 
-def percent(share: float) -> str:
-    """Write a share for people."""
-    return f"{100 * share:.1f} %"
-
-
 def spread(mean: Mean) -> str:
     """Write a mean over seeds with its range."""
     return f"{percent(mean.value)} ({100 * mean.least:.1f} to {100 * mean.most:.1f}, n = {mean.n})"
-
-
-def verdict(holds: bool, *, in_part: bool = False) -> str:
-    """Name a verdict."""
-    return "holds" if holds else "in part" if in_part else "does not hold"
 
 
 def _uniform(alphas: Iterable[int], **fields: Any) -> list[Point]:

@@ -106,6 +106,11 @@ class Finding(NamedTuple):
     verdict: str
 
 
+def verdict(holds: bool, *, in_part: bool = False) -> str:
+    """Name a verdict."""
+    return "holds" if holds else "in part" if in_part else "does not hold"
+
+
 NOT_RUN: Final = Finding("", "not run")
 
 

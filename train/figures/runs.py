@@ -27,7 +27,8 @@ from train.data import open_data
 from train.experiment import Stopped, run_experiment
 from train.figures.points import AUTO_RATE, VAL_FRAC, Figure, Noise, Point, Scale, key_of
 from train.figures.rows import Row
-from train.figures.unseen import confusion_of, halves, measure_unseen, unaugmented
+from train.figures.unseen import confusion_of, halves, measure_unseen
+from train.metrics import rows_with
 from train.recipes import Recipe, recipe_for, rows_an_epoch
 from train.select.task import ALL
 
@@ -229,17 +230,15 @@ def finish(job: Job) -> Finished:
     Raises:
         Stopped: If a signal came.
     """
-    dataset = open_point(job.place, job.point.noise, job.point.clean, job.seed)
-    dataset = unaugmented(dataset) if job.point.unseen else dataset
+    point = job.point
+    dataset = open_point(job.place, point.noise, point.clean, job.seed, augment=not point.unseen)
     recipe = recipe_of(job, dataset)
     folder = job.place.out / folder_name(job, recipe)
     if (folder / "result.json").exists():
         result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     else:
         with quiet():
-            result = run_experiment(
-                recipe, dataset, folder, resume=True, part=halves(dataset) if job.point.unseen else ALL
-            )
+            result = run_experiment(recipe, dataset, folder, resume=True, part=halves(dataset) if point.unseen else ALL)
     return Finished(recipe, dataset, result, folder)
 
 
@@ -260,7 +259,7 @@ def quiet() -> Iterator[None]:
         console.quiet = before
 
 
-def open_point(place: Place, noise: Noise, clean: int | None, seed: int) -> DilutedSet:
+def open_point(place: Place, noise: Noise, clean: int | None, seed: int, *, augment: bool = True) -> DilutedSet:
     """Open the data of a point."""
     foreign = open_source(noise.foreign, place.foreign_source) if noise.foreign else None
     measured = noise.order in ("confusing", "reverse")
@@ -282,6 +281,7 @@ def open_point(place: Place, noise: Noise, clean: int | None, seed: int) -> Dilu
         clean=clean,
         source=place.source,
         foreign=foreign,
+        augment=augment,
     )
 
 
@@ -362,8 +362,7 @@ def row_of(job: Job, finished: Finished) -> Row:
 
 def noise_scale_of(folder: Path) -> dict[str, float | None]:
     """Read the noise scale that a run measured, over all its probes, and the mean cosine of its gradients."""
-    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    probes = [row for row in map(json.loads, lines) if "noise_scale/trace" in row]
+    probes = rows_with(folder, "noise_scale/trace")
     cosines = [row["noise_scale/clean_noisy_cosine"] for row in probes if "noise_scale/clean_noisy_cosine" in row]
     return {
         "noise_scale": probes[-1].get("noise_scale/simple_examples") if probes else None,

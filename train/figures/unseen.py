@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from jaxtyping import Int64
 from numpy import ndarray as Array
 
 from pipeline.dataset import DilutedSet
-from pipeline.sources.types import Augmentation
 from train.diagnostics import label_precision, label_recall
 from train.distributed import ALONE
 from train.experiment import judge
@@ -26,11 +24,6 @@ def halves(dataset: DilutedSet) -> Part:
     ids = np.arange(dataset.formula.num_examples)
     first = ids % dataset.formula.num_images < dataset.formula.num_images // 2
     return Part(ids[first], ids[~first])
-
-
-def unaugmented(dataset: DilutedSet) -> DilutedSet:
-    """Return the set with images as they are."""
-    return dataclasses.replace(dataset, augmentation=Augmentation("none"))
 
 
 def measure_unseen(
@@ -53,7 +46,7 @@ def measure_unseen(
     """
     formula, source = dataset.formula, dataset.train.source_labels
     images = np.arange(formula.num_images)
-    labels = formula.all_labels(images, source).T.reshape(-1).astype(np.int64)
+    labels = formula.labels_by_example(source).astype(np.int64)
     right = labels == np.tile(source, 1 + formula.alpha)
     part = halves(dataset)
     found: dict[str, float] = {}

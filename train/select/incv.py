@@ -59,7 +59,7 @@ def select_incv(task: Task) -> Selection:
     Raises:
         UserError: If the noise ratio cannot be told, or nothing is left to train on.
     """
-    labels, candidates = task.labels().astype(np.int64), task.candidates()
+    labels, candidates = task.labels.astype(np.int64), task.candidates()
     recipe, formula = task.recipe, task.dataset.formula
     state = State(np.zeros_like(candidates), candidates, np.full(len(labels), np.nan, dtype=np.float32))
     ratio = recipe.select_rate

@@ -28,7 +28,7 @@ def select_rsl(task: Task) -> Selection:
     Raises:
         UserError: If the noise rates are not known, or a class would keep no example.
     """
-    labels, candidates = task.labels(), task.candidates()
+    labels, candidates = task.labels, task.candidates()
     num_classes, source = task.dataset.num_classes, task.dataset.train.source_labels
     prior = np.bincount(source[: task.num_images], minlength=num_classes) / task.num_images
     rates = noise_rates(task, prior)

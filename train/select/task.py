@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -73,12 +74,10 @@ class Task:
     train: Callable[[Recipe, Path, Part], None]
     judge: Callable[[Recipe, Path, Int64[Array, " i"]], Judged]
 
+    @cached_property
     def labels(self) -> UInt16[Array, " e"]:
-        """Return the labels of all examples, by example id."""
-        source = self.dataset.train.source_labels
-        ids = np.arange(len(source), dtype=np.int64)
-        labels: UInt16[Array, " e"] = self.dataset.formula.all_labels(ids, source).T.reshape(-1)
-        return labels
+        """The labels of all examples, by example id."""
+        return self.dataset.formula.labels_by_example(self.dataset.train.source_labels)
 
     def candidates(self) -> Bool[Array, " e"]:
         """Mark the examples that may be selected, by example id."""

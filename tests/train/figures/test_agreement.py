@@ -13,7 +13,7 @@ from train.figures.agreement import QUADRATIC_LAW, agreement, lines_of
 from train.figures.points import SCALES
 from train.figures.rows import Row
 from train.figures.runs import Job, Place, folder_name, open_point, recipe_of, run_figure
-from train.figures.unseen import halves, unaugmented
+from train.figures.unseen import halves
 
 
 def test_a_run_is_held_against_the_labels_of_the_half_that_it_did_not_see(tmp_path: Path) -> None:
@@ -27,7 +27,7 @@ def test_a_run_is_held_against_the_labels_of_the_half_that_it_did_not_see(tmp_pa
     assert 0.15 < noisy["law_accuracy"] < 0.378
     point = agreement("mnist5k", scale)[1]
     job = Job(place, scale, point, point.rate, "given", 0)
-    dataset = unaugmented(open_point(place, point.noise, point.clean, 0))
+    dataset = open_point(place, point.noise, point.clean, 0, augment=False)
     recipe = recipe_of(job, dataset)
     folder = tmp_path / folder_name(job, recipe)
     ids = np.arange(400)
