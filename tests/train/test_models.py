@@ -4,7 +4,7 @@ from torch import nn
 
 from pipeline.errors import UserError
 from train.models import MODELS, build_model, check_model
-from train.models.norm import NormPoolReLU
+from train.models.norm import NormAct
 from train.models.twins import Twins
 
 SHAPES = [(28, 28, 1), (32, 32, 3), (11, 9, 2)]
@@ -58,7 +58,7 @@ def test_pooling_before_relu_is_pooling_after_it(name: str) -> None:
         nn.init.constant_(net[-1].weight, 0.01)  # it begins at zero and would let no gradient through
         layers = list(net)
         for at, layer in enumerate(layers):
-            if pool_last and isinstance(layer, NormPoolReLU) and len(layer) == 3:
+            if pool_last and isinstance(layer, NormAct) and len(layer) == 3:
                 norm, pool, relu = layer
                 assert isinstance(pool, nn.MaxPool2d)
                 layers[at] = nn.Sequential(norm, relu, pool)
@@ -178,13 +178,15 @@ def test_a_conv_net_says_which_images_are_too_small() -> None:
 def test_the_net_of_nine_convolutions_is_laid_out_as_its_paper_has_it() -> None:
     net = build_model("cnn9", (32, 32, 3), 10, seed=0).eval()
     assert isinstance(net, nn.Sequential)
-    shapes, images = [], torch.rand(2, 3, 32, 32)
+    shapes, pools, images = [], [], torch.rand(2, 3, 32, 32)
     for layer in net:
-        images = layer(images)
-        if isinstance(layer, nn.LeakyReLU):
+        if isinstance(layer, NormAct):
             shapes.append(tuple(images.shape[1:]))
-            assert layer.negative_slope == 0.01
+            pools.append(layer.pool)
+            assert layer.leak == 0.01
+        images = layer(images)
     assert shapes == [(128, 32, 32)] * 3 + [(256, 16, 16)] * 3 + [(512, 6, 6), (256, 4, 4), (128, 2, 2)]
+    assert [at for at, pool in enumerate(pools) if pool] == [2, 5]
     assert not any(isinstance(layer, nn.Dropout | nn.Dropout2d) for layer in net.modules())
 
 

@@ -7,6 +7,7 @@ from typing import Final
 from torch import nn
 
 from pipeline.errors import UserError
+from train.models.norm import NormAct
 from train.models.small import Shape
 
 _LEAST_PX: Final = 28  # pooled twice to 7, of which three convolutions without padding leave one
@@ -32,12 +33,12 @@ def cnn9(image_shape: Shape, num_classes: int) -> nn.Module:
             f"cnn9 needs images of {_LEAST_PX} × {_LEAST_PX} px or more, these are {height} × {width}; "
             "give another --model"
         )
-    layers = [*_conv(channels, 128), *_conv(128, 128), *_conv(128, 128), nn.MaxPool2d(2)]
-    layers += [*_conv(128, 256), *_conv(256, 256), *_conv(256, 256), nn.MaxPool2d(2)]
+    layers = [*_conv(channels, 128), *_conv(128, 128), *_conv(128, 128, pool=True)]
+    layers += [*_conv(128, 256), *_conv(256, 256), *_conv(256, 256, pool=True)]
     layers += [*_conv(256, 512, padding=0), *_conv(512, 256, padding=0), *_conv(256, 128, padding=0)]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, num_classes))
 
 
-def _conv(channels_in: int, channels_out: int, *, padding: int = 1) -> list[nn.Module]:
+def _conv(channels_in: int, channels_out: int, *, padding: int = 1, pool: bool = False) -> list[nn.Module]:
     convolution = nn.Conv2d(channels_in, channels_out, 3, padding=padding, bias=False)
-    return [convolution, nn.BatchNorm2d(channels_out), nn.LeakyReLU(0.01)]
+    return [convolution, NormAct(channels_out, pool=pool, leak=0.01)]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from train.models.norm import NormAct
 from train.models.resnet import initialise
 from train.models.small import Shape
 
@@ -41,9 +41,9 @@ class PreactBlock(nn.Module):
 
     def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
         super().__init__()
-        self.first_norm = nn.BatchNorm2d(channels_in)
+        self.first_norm = NormAct(channels_in)
         self.first = nn.Conv2d(channels_in, channels_out, 3, stride, padding=1, bias=False)
-        self.second_norm = nn.BatchNorm2d(channels_out)
+        self.second_norm = NormAct(channels_out)
         self.second = nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False)
         self.projection: nn.Module | None = None
         if stride > 1 or channels_in != channels_out:
@@ -51,9 +51,9 @@ class PreactBlock(nn.Module):
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
         """Run it."""
-        active = F.relu(self.first_norm(images))
+        active = self.first_norm(images)
         shortcut = images if self.projection is None else self.projection(active)
-        out: Tensor = shortcut + self.second(F.relu(self.second_norm(self.first(active))))
+        out: Tensor = shortcut + self.second(self.second_norm(self.first(active)))
         return out
 
 
@@ -62,5 +62,5 @@ def _preact(channels: int, num_classes: int, *, stem: int, widths: Sequence[int]
     for stage, (width_in, width_out) in enumerate(pairwise((stem, *widths))):
         layers.append(PreactBlock(width_in, width_out, 2 if stage else 1))
         layers += [PreactBlock(width_out, width_out, 1) for _ in range(blocks - 1)]
-    layers += [nn.BatchNorm2d(widths[-1]), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    layers += [NormAct(widths[-1]), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
     return initialise(nn.Sequential(*layers, nn.Linear(widths[-1], num_classes)))

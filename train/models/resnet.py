@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from train.models.norm import NormAct
 from train.models.small import Shape
 
 
@@ -43,14 +44,14 @@ class Block(nn.Module):
     def __init__(self, channels_in: int, channels_out: int, stride: int, *, projected: bool) -> None:
         super().__init__()
         self.first = nn.Conv2d(channels_in, channels_out, 3, stride, padding=1, bias=False)
-        self.first_norm = nn.BatchNorm2d(channels_out)
+        self.first_norm = NormAct(channels_out)
         self.second = nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False)
-        self.second_norm = nn.BatchNorm2d(channels_out)
+        self.second_norm = NormAct(channels_out, leak=1.0)
         self.stride, self.missing = stride, channels_out - channels_in
         self.projection: nn.Module | None = None
         if projected and (stride > 1 or self.missing):
             convolution = nn.Conv2d(channels_in, channels_out, 1, stride, bias=False)
-            self.projection = nn.Sequential(convolution, nn.BatchNorm2d(channels_out))
+            self.projection = nn.Sequential(convolution, NormAct(channels_out, leak=1.0))
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
         """Run it."""
@@ -60,7 +61,7 @@ class Block(nn.Module):
             before = self.missing // 2
             padding = (0, 0, 0, 0, before, self.missing - before)
             shortcut = F.pad(images[:, :, :: self.stride, :: self.stride], padding)
-        residual = self.second_norm(self.second(F.relu(self.first_norm(self.first(images)))))
+        residual = self.second_norm(self.second(self.first_norm(self.first(images))))
         return F.relu(shortcut + residual)
 
 
@@ -77,7 +78,7 @@ def initialise(net: nn.Module) -> nn.Module:
 
 def _resnet(channels: int, num_classes: int, *, widths: Sequence[int], blocks: int, projected: bool) -> nn.Module:
     width = widths[0]
-    layers: list[nn.Module] = [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+    layers: list[nn.Module] = [nn.Conv2d(channels, width, 3, padding=1, bias=False), NormAct(width)]
     for stage, (width_in, width_out) in enumerate(pairwise((width, *widths))):
         layers.append(Block(width_in, width_out, 2 if stage else 1, projected=projected))
         layers += [Block(width_out, width_out, 1, projected=projected) for _ in range(blocks - 1)]

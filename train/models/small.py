@@ -9,7 +9,7 @@ from typing import Final
 from torch import nn
 
 from pipeline.errors import UserError
-from train.models.norm import NormPoolReLU
+from train.models.norm import NormAct
 
 Shape = tuple[int, int, int]  # h, w, c
 
@@ -75,7 +75,7 @@ def conv6(image_shape: Shape, num_classes: int) -> nn.Module:
 
 def _conv(channels_in: int, channels_out: int, *, pool: bool = False) -> list[nn.Module]:
     convolution = nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False)  # batch norm has the bias
-    return [convolution, NormPoolReLU(channels_out, pool=pool)]
+    return [convolution, NormAct(channels_out, pool=pool)]
 
 
 def _pooled(image_shape: Shape, name: str, times: int) -> tuple[int, int]:
