@@ -11,7 +11,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 
-from benchmarks import build, load, measure, picture, train  # noqa: E402
+from benchmarks import build, load, measure, methods, picture, train  # noqa: E402
 from benchmarks.measure import FIELDS, Settings, Variant  # noqa: E402
 
 from pipeline.builder import build as write  # noqa: E402
@@ -78,7 +78,7 @@ def test_an_unknown_stage_lists_the_menu() -> None:
     done = bench("lables")
     assert done.returncode == 2
     assert done.stderr.startswith("error:")
-    assert "labels, order, build, open, load, load-alpha, load-small, train" in done.stderr
+    assert "labels, order, build, open, load, load-alpha, load-small, train, methods" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 
@@ -142,6 +142,59 @@ def test_saving_is_measured_with_an_optimizer_that_has_stepped(monkeypatch: pyte
     assert isinstance(frac, float)
     assert 0 < frac < 0.01
     assert saved == [4]  # weights and biases of two layers
+
+
+@pytest.mark.slow
+def test_stage_methods_measures_every_method_its_floor_and_two_scripts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(train, "DEVICE", torch.device("cpu"))
+    monkeypatch.setattr(methods, "DEVICE", torch.device("cpu"))
+    monkeypatch.setattr(methods, "DIGITS", train.Net("conv2", 28, 16, 2, 1))
+    small = train.Net("conv2", 32, 16, 2, 1)
+    monkeypatch.setattr(methods, "OF_PAPERS", {"coteaching": small, "mlnt": small})
+    monkeypatch.setattr(methods.Passes, "forward", lambda self, rows: rows)
+    monkeypatch.setattr(methods.Passes, "backward", lambda self, rows: 2 * rows)
+    found: dict[tuple[str, str], float | measure.Timed] = {}
+    against: dict[str, object] = {}
+    for variant in methods.variants(Settings(None, "", 0, 2, 3)):
+        variant.prepare()
+        found[variant.name, variant.unit] = variant.run()
+        against[variant.name] = variant.against
+    runs = {name: value for (name, unit), value in found.items() if unit in ("examples/s", "images/s")}
+    shown = {name.removeprefix("ours/conv2-28px-") for name in runs if name.startswith("ours/conv2-28px-")}
+    assert shown == {*methods.METHODS} - {"mlnt"} | {"mlnt-first", "mlnt-second"}
+    for name, value in runs.items():
+        assert isinstance(value, measure.Timed)
+        assert value.seconds > 0
+        assert value.amount == (16 if name.startswith("limit/") else 32)
+    floors = {name: value.seconds for name, value in runs.items() if name.startswith("limit/conv2-32px")}  # type: ignore[union-attr]
+    assert floors == {
+        "limit/conv2-32px-coteaching-kept": 2 * (16 + 2 * 8),
+        "limit/conv2-32px-coteaching-whole": 2 * 48,
+        "limit/conv2-32px-mlnt-first": 21 * 48,
+        "limit/conv2-32px-mlnt-second": 41 * 48,
+    }
+    assert {"peer/conv2-32px-coteaching", "peer/conv2-32px-mlnt"} <= runs.keys()
+    for name in ("ours/conv2-32px-mlnt-second", "ours/conv2-32px-coteaching", "peer/conv2-32px-mlnt"):
+        megabytes = found[name, "MB"]
+        assert isinstance(megabytes, float)
+        assert 100 < megabytes < 10_000
+    compared = against["ours/conv2-28px-mixup"], against["ours/conv2-28px-histogram"]
+    assert compared == (("ours/conv2-28px-plain",), ())
+    assert found["ours/example-losses", "B/example"] == 4
+
+
+def test_a_pass_sees_as_many_rows_as_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = train.Net("mlp1", 28, 16, 1, 1)
+    run, log = train.open_run(net, methods.data_of(28, massive=False))
+    log.close()
+    passes, seen = methods.Passes(net, run), []
+    monkeypatch.setattr(methods.F, "cross_entropy", lambda logits, labels: seen.append(len(labels)) or logits.sum())
+    assert passes.forward(12) > 0
+    assert passes.backward(5) > 0
+    assert seen == [12] * 3 + [5] * 3
 
 
 def test_a_row_is_compared_with_all_that_it_names(capsys: pytest.CaptureFixture[str]) -> None:

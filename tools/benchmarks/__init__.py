@@ -7,7 +7,7 @@ from typing import Final
 
 from benchmarks.measure import Settings, Variant
 
-STAGES: Final = ("labels", "order", "build", "open", "load", "load-alpha", "load-small", "train")
+STAGES: Final = ("labels", "order", "build", "open", "load", "load-alpha", "load-small", "train", "methods")
 
 
 def variants(stage: str, settings: Settings) -> list[Variant]:

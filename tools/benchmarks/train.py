@@ -38,7 +38,7 @@ from pipeline.console import console
 from pipeline.dataset import DilutedSet, dilute, open_shards
 from pipeline.loaders import open_batches, open_evaluation
 from pipeline.sources import open_source
-from train.assemble import build_learner
+from train.assemble import build_learner, method_of
 from train.clock import Clock
 from train.learner import resolve_precision
 from train.loop import SAVE_EVERY_S, Run, fit, save
@@ -51,7 +51,7 @@ DEVICE: Final = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ALPHA: Final = 20
 PHOTO_PX: Final = 224
 SETS: Final = {28: "mnist5k", 32: "synthetic"}  # by the size of their images
-WARM: Final = 4  # steps before those that count; by then no batch is left that was made while others were measured
+WARM: Final = 4  # batches that do not count
 LOADER_S: Final = 1.0
 NEVER: Final = 10**12  # examples
 
@@ -65,12 +65,14 @@ class Net:
         size_px: Of its images; says which data it is trained on.
         batch: Examples a step.
         steps: That are timed in a round.
+        warm: Steps before those; after a few no batch is left that was made while others were measured.
     """
 
     model: str
     size_px: int
     batch: int
     steps: int
+    warm: int = 4
 
 
 ON_CPU: Final = (Net("resnet18", PHOTO_PX, 64, 5), Net("conv4", 28, 512, 40))
@@ -177,12 +179,12 @@ def _loader(name: str, net: Net, dataset: DilutedSet, threads: int, limit: str) 
         with num_threads(threads):
             for _ in range(WARM):
                 next(batches)
-            _wait()
+            wait()
             count, start = 0, time.perf_counter()
             while time.perf_counter() - start < LOADER_S:
                 next(batches)
                 count += 1
-            _wait()
+            wait()
             return Timed(count * net.batch, time.perf_counter() - start)
 
     return Variant(name, "examples/s", run, limit)
@@ -199,26 +201,10 @@ def _run(
     compile: bool = False,
 ) -> list[Variant]:
     """Go on with a run by some steps of the trainer's own loop, and show what it says of itself."""
-    run, log = _open_run(net, dataset, method=method, compile=compile)
-
-    def train() -> Timed:
-        left = WARM + net.steps
-
-        def stop() -> bool:
-            nonlocal left
-            left -= 1
-            if left == net.steps:
-                _wait()
-                run.pace = Pace()
-            return left == 0
-
-        with num_threads(settings.threads):
-            fit(run, log, Quiet(), stop)
-        return Timed(run.pace.total_examples, run.pace.total_s)
-
+    run, log = open_run(net, dataset, method=method, compile=compile)
     unit = "examples/s" if run.method.stream == "examples" else "images/s"
     found = [
-        Variant(name, unit, train, against, prepare=_forget_peak),
+        Variant(name, unit, lambda: go_on(run, log, net, settings.threads), against, prepare=_forget_peak),
         Variant(f"{name}-wait", "frac", lambda: run.pace.totals()["data/wait_frac"]),
     ]
     if DEVICE.type == "cuda":
@@ -227,6 +213,23 @@ def _run(
         share = operations(net.model, dataset.batch_shape, dataset.num_classes) / (settings.peak_tflops * 1e12)
         found.append(Variant(f"{name}-mfu", "frac", lambda: share * run.pace.totals()["speed/examples_per_s"]))
     return found
+
+
+def go_on(run: Run, log: Log, net: Net, threads: int) -> Timed:
+    """Go on with a run by the steps of a round."""
+    left = net.warm + net.steps
+
+    def stop() -> bool:
+        nonlocal left
+        left -= 1
+        if left == net.steps:
+            wait()
+            run.pace = Pace()
+        return left == 0
+
+    with num_threads(threads):
+        fit(run, log, Quiet(), stop)
+    return Timed(run.pace.total_examples, run.pace.total_s)
 
 
 def _peer(name: str, net: Net, data: Path, settings: Settings) -> Variant:
@@ -242,7 +245,7 @@ def _peer(name: str, net: Net, data: Path, settings: Settings) -> Variant:
 
 def save_time(net: Net) -> Variant:
     """Return the variant that writes the checkpoint of a net that has made a step: its optimizer has its state."""
-    run, log = _open_run(net, data_of(net.size_px, None)[0])
+    run, log = open_run(net, data_of(net.size_px, None)[0])
     fit(run, log, Quiet(), stop=lambda: True)
 
     def frac() -> float:
@@ -253,12 +256,12 @@ def save_time(net: Net) -> Variant:
     return Variant(f"ours/save-{net.model}", "frac", frac)
 
 
-def _recipe(dataset: DilutedSet, method: str, net: Net | None = None, *, compile: bool = False) -> Recipe:
+def _recipe(dataset: DilutedSet, method: str, net: Net | None = None, **more: Any) -> Recipe:
     """Return the recipe of a run that never ends, and for that reason has no warm-up, evaluations or checkpoints."""
     formula = dataset.formula
     given: dict[str, Any] = {}
     if net:
-        given = {"model": net.model, "batch": net.batch, "log_every": (WARM + net.steps) * net.batch}
+        given = {"model": net.model, "batch": net.batch, "log_every": (net.warm + net.steps) * net.batch}
     return recipe_for(
         dataset.name,
         method,
@@ -269,14 +272,14 @@ def _recipe(dataset: DilutedSet, method: str, net: Net | None = None, *, compile
         eval_every=NEVER,
         checkpoint_every=NEVER,
         precision=resolve_precision("auto", DEVICE),
-        compile=compile,
-        **given,
+        **{**given, **more},
     )
 
 
-def _open_run(net: Net, dataset: DilutedSet, *, method: str = "plain", compile: bool = False) -> tuple[Run, Log]:
-    recipe = _recipe(dataset, method, net, compile=compile)
-    step = METHODS[method](Setting(num_classes=dataset.num_classes, alpha=dataset.formula.alpha))
+def open_run(net: Net, dataset: DilutedSet, *, method: str = "plain", **more: Any) -> tuple[Run, Log]:
+    """Open a run that never ends; more fields of its recipe may be given."""
+    recipe = _recipe(dataset, method, net, **more)
+    step = method_of(recipe, dataset)
     batches = open_batches(dataset, batch=net.batch, stream=step.stream, device=DEVICE)
     folder = temporary_folder() / "run"
     folder.mkdir()
@@ -320,7 +323,7 @@ def _peak_mb(run: Run) -> float:
     return (torch.cuda.max_memory_allocated() - others) / 1e6
 
 
-def _wait() -> None:
+def wait() -> None:
     """Let the device finish what it was given."""
     if DEVICE.type == "cuda":
         torch.cuda.synchronize()

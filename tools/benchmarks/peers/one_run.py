@@ -22,7 +22,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[3]
 SIZE_PX = 224
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-WARM = 4  # batches after the first one that do not count
+WARM = 4  # batches after the first one
 
 
 def parser() -> argparse.ArgumentParser:
@@ -32,6 +32,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--batch", type=int, default=128)
     made.add_argument("--batches", type=int, default=40)
     made.add_argument("--threads", type=int, default=2)
+    made.add_argument("--warm", type=int, default=WARM, help="batches after the first one that do not count")
     made.add_argument("--write", type=Path, help="write the images of this folder to DATA in the library's own format")
     return made
 
@@ -41,7 +42,7 @@ def epoch_images(batch: int, batches: int) -> int:
     return batch * (batches + WARM + 32)
 
 
-def one_run(open_loader: Callable[[], Iterable[Any]], batch: int, batches: int) -> None:
+def one_run(open_loader: Callable[[], Iterable[Any]], batch: int, batches: int, warm: int = WARM) -> None:
     """Open a loader, time it, print the line."""
     sys.path.append(str(ROOT))
     from train.process import settle
@@ -51,7 +52,7 @@ def one_run(open_loader: Callable[[], Iterable[Any]], batch: int, batches: int) 
     loader = iter(open_loader())
     next(loader)
     first_batch_s = time.perf_counter() - began
-    for _ in range(WARM):
+    for _ in range(warm):
         next(loader)
     cpu_s, start = _cpu_s(), time.perf_counter()
     for _ in range(batches):
