@@ -21,6 +21,7 @@ ELSEWHERE = {
     "tools/setup --peers",
     "tools/bench build",
     "tools/bench load",
+    "tools/bench methods",
     "source .venv/bin/activate",
 }
 SHORT = {"--examples": "512", "--eval-every": "512"}
