@@ -1,7 +1,8 @@
-"""Rows of runs that nobody ran, for tests of what reads them."""
+"""Rows of runs that nobody ran, for tests of what reads them, and what a figure says of them."""
 
 from typing import Any
 
+from train.figures.menu import FIGURES
 from train.figures.rows import FIELDS
 
 
@@ -16,3 +17,8 @@ def row(**given: Any) -> dict[str, Any]:
     assert given.keys() <= told.keys()
     told |= given
     return {**told, "noise_seed": given.get("noise_seed", told["seed"])}
+
+
+def verdicts(figure: str, rows: list[dict[str, Any]]) -> list[str]:
+    """Return the verdict on each claim of a figure."""
+    return [claim.check(rows).verdict for claim in FIGURES[figure].claims]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NamedTuple, TypeVar
 
@@ -13,6 +13,7 @@ from train.figures.rows import Row
 Choice = TypeVar("Choice")
 AUTO_RATE: Final = "chosen"  # on the noisy validation split
 VAL_FRAC: Final = 0.1  # of the clean images, held out as that split
+HARMLESS: Final = 0.03  # a loss of accuracy below this is called none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +65,16 @@ class Point:
 def key_of(point: Point) -> str:
     """Name a point by all that it is but its learning rate."""
     return json.dumps(dataclasses.asdict(dataclasses.replace(point, rate="recipe")), sort_keys=True)
+
+
+def uniform_points(alphas: Iterable[int], **fields: Any) -> list[Point]:
+    """Return a point of uniform noise for every α.
+
+    Args:
+        alphas: Noisy labels a clean one.
+        fields: The same for all: those of `Point`.
+    """
+    return [Point(noise=Noise(alpha=alpha), **fields) for alpha in alphas]
 
 
 @dataclass(frozen=True, kw_only=True)

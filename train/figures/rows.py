@@ -15,6 +15,7 @@ from scipy import stats
 
 from pipeline.atomic import write_file
 from train.methods import METHODS
+from train.outcome import percent
 
 Row: TypeAlias = dict[str, Any]
 
@@ -168,6 +169,11 @@ def mean_of(values: Sequence[float]) -> Mean:
     centre, n = fmean(values), len(values)
     half = math.nan if n < 2 else float(stats.t.ppf(0.975, n - 1)) * stdev(values) / math.sqrt(n)
     return Mean(centre, centre - half, centre + half, min(values), max(values), n)
+
+
+def spread(mean: Mean) -> str:
+    """Write a mean over seeds with its range."""
+    return f"{percent(mean.value)} ({100 * mean.least:.1f} to {100 * mean.most:.1f}, n = {mean.n})"
 
 
 def where(rows: Iterable[Row], **wanted: Any) -> list[Row]:

@@ -9,7 +9,7 @@ from figure_rows import row
 
 from pipeline.pictures import picture_bytes
 from train.figures.draw import draw
-from train.figures.grids import FIGURES
+from train.figures.menu import FIGURES
 from train.figures.page import page
 
 

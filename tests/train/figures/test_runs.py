@@ -10,7 +10,7 @@ import pytest
 from pipeline.sources.synthetic_imagenet import write_synthetic_imagenet
 from train.experiment import Stopped
 from train.figures import runs
-from train.figures.grids import FIGURES
+from train.figures.menu import FIGURES
 from train.figures.points import AUTO_RATE, SCALES, Figure, Noise, Point
 from train.figures.rows import Row
 from train.figures.runs import Place, run_figure

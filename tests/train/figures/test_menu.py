@@ -1,0 +1,36 @@
+"""What is on the menu: grids of things that exist, and claims that say nothing without rows."""
+
+import pytest
+from figure_rows import verdicts
+
+from pipeline.sources import SOURCES
+from train.figures.menu import FIGURES
+from train.figures.points import SCALES, Scale, key_of
+from train.methods import METHODS
+from train.models import MODELS
+
+NAMES = [f"fig{number}" for number in range(1, 11)]
+
+
+def test_all_figures_of_the_paper_and_ours_are_on_the_menu() -> None:
+    assert [*FIGURES][:10] == NAMES
+
+
+@pytest.mark.parametrize("scale", SCALES.values(), ids=SCALES)
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_grid_holds_distinct_points_of_things_that_exist(name: str, scale: Scale) -> None:
+    for dataset in {*FIGURES[name].datasets}:
+        assert dataset in SOURCES
+        points = FIGURES[name].points(dataset, scale)
+        keys = [(key_of(point), point.rate) for point in points]
+        assert len(set(keys)) == len(keys) > 1
+        assert {point.method for point in points} <= METHODS.keys()
+        assert {point.model for point in points} <= {*MODELS, "resnet18"}
+        assert {point.noise.foreign for point in points} - {""} <= SOURCES.keys()
+        if scale.name == "smoke":
+            assert len(points) <= 30
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_no_rows_are_no_finding(name: str) -> None:
+    assert {*verdicts(name, [])} <= {"not run"}

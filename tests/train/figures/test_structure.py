@@ -1,0 +1,36 @@
+"""Claims about structure and source of noise are held against the rows that bear on them."""
+
+from typing import Any
+
+from figure_rows import row, verdicts
+
+
+def along_delta(order: str, *accuracies: float) -> list[dict[str, Any]]:
+    deltas = (0.0, 0.4, 0.6, 0.8, 1.0)
+    return [row(law="structured", order=order, delta=d, top1_last=a) for d, a in zip(deltas, accuracies, strict=True)]
+
+
+def test_structure_is_harmless_if_nothing_is_lost_up_to_06_and_something_at_1() -> None:
+    flat, falls = (0.9, 0.9, 0.9, 0.9, 0.9), (0.9, 0.7, 0.6, 0.5, 0.4)
+    paper = (0.9, 0.9, 0.89, 0.8, 0.4)
+    for accuracies, verdict in ((flat, "in part"), (falls, "in part"), (paper, "holds")):
+        assert verdicts("fig4", along_delta("random", *accuracies))[0] == verdict
+    orders = along_delta("confusing", *paper) + along_delta("reverse", *flat) + along_delta("random", *falls)
+    assert verdicts("fig4", orders)[1] == "does not hold"
+    assert (
+        verdicts(
+            "fig4", along_delta("confusing", *flat) + along_delta("reverse", *paper) + along_delta("random", *falls)
+        )[1]
+        == "holds"
+    )
+
+
+def sources(own: float, foreign: float, white: float) -> list[dict[str, Any]]:
+    rows = [row(alpha=0, top1_last=0.9), row(top1_last=own), row(law="white", top1_last=white)]
+    return [*rows, row(law="foreign", foreign="mnist5k", top1_last=foreign)]
+
+
+def test_drops_of_the_three_sources_are_measured_from_clean_labels() -> None:
+    assert verdicts("fig5", sources(0.7, 0.8, 0.89)) == ["holds", "holds"]
+    assert verdicts("fig5", sources(0.7, 0.72, 0.85)) == ["does not hold", "does not hold"]
+    assert verdicts("fig5", sources(0.7, 0.88, 0.9)) == ["in part", "holds"]

@@ -1,0 +1,118 @@
+"""Figures of batch size and learning rate under noise."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Final
+
+from train.figures.points import (
+    HARMLESS,
+    NOT_RUN,
+    VAL_FRAC,
+    Claim,
+    Figure,
+    Finding,
+    Panel,
+    Point,
+    Scale,
+    uniform_points,
+    verdict,
+)
+from train.figures.rows import Row, best_curve, curve, spread, where
+from train.outcome import percent
+
+RATES: Final = (3e-4, 1e-3, 3e-3)
+
+
+def batch_and_rate(dataset: str, scale: Scale) -> list[Point]:
+    """Every batch size with every learning rate, at several α; the limit and the histogram beside them.
+
+    The same number of examples for all points of an α. Also what `--batch auto --lr auto` rests on.
+    """
+    alphas = scale.pick((0, 2), (0, 5, 20, 50), (0, 5, 10, 20, 50))
+    batches = scale.pick((32, 128), (32, 128, 512, 2_048), (32, 64, 128, 256, 1_024, 4_096))
+    rates = scale.pick((1e-3,), RATES, (1e-4, *RATES))
+    fields: dict[str, Any] = {
+        "model": scale.pick("perceptron", "conv2", "conv2"),
+        "clean": scale.pick(200, 2_000, None),
+    }
+    points = [
+        point
+        for batch in batches
+        for rate in rates
+        for point in uniform_points(alphas, rate=rate, settings={"batch": batch}, **fields)
+        if batch <= (1 - VAL_FRAC) * (fields["clean"] or math.inf) * (1 + point.noise.alpha)
+    ]
+    return points + [p for method in ("h_alpha", "histogram") for p in uniform_points(alphas, method=method, **fields)]
+
+
+def learning_rates(dataset: str, scale: Scale) -> list[Point]:
+    """Learning rates against α at one batch size: a part of the runs of `batch_and_rate`."""
+    batch = scale.pick(128, 512, 256)
+    points = batch_and_rate(dataset, scale)
+    return [point for point in points if point.method == "plain" and point.settings["batch"] == batch]
+
+
+def best_rate_rows(rows: list[Row]) -> list[Row]:
+    """Keep, of every α and batch size, the rows of the learning rate with the lowest noisy validation loss."""
+    kept = where(rows, method=("h_alpha", "histogram"))
+    for batch in sorted({row["batch"] for row in where(rows, method="plain")}):
+        of_batch = where(rows, method="plain", batch=batch)
+        kept += [row for found in best_curve(of_batch, by=lambda row: row["lr"]).values() for row in found]
+    return kept
+
+
+def _larger_batch_better(rows: list[Row]) -> Finding:
+    told, right = [], []
+    for alpha in sorted({row["alpha"] for row in rows} - {0}):
+        found = curve(where(best_rate_rows(rows), alpha=alpha, method="plain"), x="batch")
+        values = [mean.value for mean in found.values()]
+        if len(values) < 2:
+            return NOT_RUN
+        told.append(f"α = {alpha}: " + ", ".join(f"{batch:g} {percent(m.value)}" for batch, m in found.items()))
+        right.append(max(values) - values[-1] < 0.005 and values[-1] > values[0])
+    return Finding("; ".join(told), verdict(all(right), in_part=any(right))) if told else NOT_RUN
+
+
+def _limit_is_flat(rows: list[Row]) -> Finding:
+    limit = curve(where(rows, method="h_alpha"))
+    plain = curve(where(best_rate_rows(rows), method="plain"))
+    if len(limit) < 2 or not plain:
+        return NOT_RUN
+    last = max(limit)
+    told = f"from α = 0 to {last:g} H_α goes from {spread(limit[0])} to {spread(limit[last])}"
+    return Finding(told, verdict(limit[0].value - limit[last].value < HARMLESS))
+
+
+def _best_rate_falls(rows: list[Row]) -> Finding:
+    found = best_curve(where(rows, method="plain"), by=lambda row: row["lr"])
+    if len(found) < 2:
+        return NOT_RUN
+    rates = [group[0]["lr"] for group in found.values()]
+    told = ", ".join(f"α = {alpha:g}: {rate:g}" for alpha, rate in zip(found, rates, strict=True))
+    falls = sorted(rates, reverse=True) == rates and rates[0] > rates[-1]
+    return Finding(f"lowest noisy validation loss at {told}", verdict(falls, in_part=len(set(rates)) == 1))
+
+
+BATCH_AND_RATE: Final = Figure(
+    title="Batch size, and its infinite limit",
+    datasets=("mnist5k", "mnist"),
+    points=batch_and_rate,
+    panels=(Panel(series=("method", "batch"), select=best_rate_rows),),
+    claims=(
+        Claim("Larger batches are better under noise.", "32 to 256 (as read)", _larger_batch_better),
+        Claim("H_α, the limit of infinite batches, stays almost flat.", "as read", _limit_is_flat),
+    ),
+    protocol="For every batch size and α the learning rate with the lowest noisy validation loss, mean of all "
+    "seeds; the same number of examples for all. h_alpha reads the clean labels; it and histogram count images.",
+)
+
+
+LEARNING_RATES: Final = Figure(
+    title="Learning rate",
+    datasets=("mnist5k", "cifar10"),
+    points=learning_rates,
+    panels=(Panel(series=("lr",)),),
+    claims=(Claim("The best learning rate falls as noise rises.", "as read", _best_rate_falls),),
+    protocol="One batch size; runs shared with fig8. The paper's figure is on CIFAR-10.",
+)

@@ -1,0 +1,34 @@
+"""The figures: what each runs at which scale, what the paper says of it, and how our rows are held against that.
+
+The paper is Rolnick et al. 2017 (arXiv 1705.10694) where a figure names no other. Marks of its numbers: "as read" in
+its text or figures, "derived" from them, "second hand" from reviews of it, "from memory" where nobody could check.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from train.figures.agreement import QUADRATIC_LAW
+from train.figures.batch_and_rate import BATCH_AND_RATE, LEARNING_RATES
+from train.figures.clean_labels import CLEAN_LABELS, NEEDED
+from train.figures.digits import DIGITS, MASSIVE
+from train.figures.noise_scales import NOISE_SCALES
+from train.figures.points import Figure
+from train.figures.structure import SOURCE_OF_NOISE, STRUCTURED
+from train.figures.uniform import UNIFORM_CIFAR, UNIFORM_IMAGENET, UNIFORM_SMALL
+
+FIGURES: Final[dict[str, Figure]] = {
+    "fig1": UNIFORM_SMALL,
+    "fig2": UNIFORM_CIFAR,
+    "fig3": UNIFORM_IMAGENET,
+    "fig4": STRUCTURED,
+    "fig5": SOURCE_OF_NOISE,
+    "fig6": CLEAN_LABELS,
+    "fig7": NEEDED,
+    "fig8": BATCH_AND_RATE,
+    "fig9": LEARNING_RATES,
+    "fig10": NOISE_SCALES,
+    "digits": DIGITS,
+    "massive": MASSIVE,
+    "quadratic-law": QUADRATIC_LAW,
+}
