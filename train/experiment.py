@@ -32,7 +32,7 @@ from train.process import settle
 from train.recipes import Recipe
 from train.run_folder import RunFolder
 from train.select import SELECTORS, Judged, Part, Selection, Task
-from train.select.selection import check_selection, quality, read_selection, write_selection
+from train.select.selection import check_selection, quality, quality_by_iteration, read_selection, write_selection
 from train.select.task import ALL, judge_images
 
 
@@ -216,14 +216,21 @@ def select(recipe: Recipe, dataset: DilutedSet, folder: Path, world: World) -> t
         raise world.end_of_all(error) from None
     truth = dataset.formula
     phases = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*/result.json")]
-    said: dict[str, float | None] = {"wall_s": round(sum(each["wall_s"] for each in phases), 3)}
+    said: dict[str, Any] = {"wall_s": round(sum(each["wall_s"] for each in phases), 3)}
     said |= {"kept": int(selection.kept.sum()), "judged": int((~np.isnan(selection.scores)).sum())}
     if not (truth.law.adds_images or dataset.observed):  # else nobody knows which labels are right
         right = task.labels == np.tile(dataset.train.source_labels, 1 + truth.alpha)
-        said |= {key: None if math.isnan(value) else value for key, value in quality(selection, right).items()}
+        said |= defined(quality(selection, right))
+        if found := quality_by_iteration(selection, right):
+            said["by_iteration"] = [defined(each) for each in found]
     if world.is_first:
         write_selection(folder, selection, dataset, said)
     return selection, {**said, "wrong_share": selection.wrong_share, **selection.told}
+
+
+def defined(values: dict[str, float]) -> dict[str, float | None]:
+    """Turn nan into None: JSON has no nan."""
+    return {name: None if math.isnan(value) else value for name, value in values.items()}
 
 
 def judge(recipe: Recipe, dataset: DilutedSet, weights: Path, images: Int64[Array, " i"], world: World) -> Judged:

@@ -22,7 +22,7 @@ from train.recipes import SELECTIONS, Recipe
 from train.select import SELECTORS, Selection
 from train.select.incv import best_iterations, largest, split
 from train.select.rsl import smallest_of_classes
-from train.select.selection import check_selection, quality
+from train.select.selection import check_selection, quality, quality_by_iteration
 
 # 120 images, 12 held out; one pass over all is 108 examples.
 FIELDS: dict[str, Any] = {"dataset": "synthetic", "model": "mlp1", "batch": 12, "examples": 1080, "precision": "fp32"}
@@ -97,6 +97,34 @@ def test_quality_counts_what_was_judged() -> None:
     assert found == {"label_precision": 0.5, "label_recall": 0.5, "auroc": 0.75}
 
 
+def test_quality_by_iteration_counts_all_that_was_selected_up_to_its_end() -> None:
+    scores = np.array([4, 3, 2, 1, 0, np.nan], dtype=np.float32)
+    right = np.array([True, False, True, False, True, True])
+    iterations = np.array([1, 3, 3, 0, 0, 0], dtype=np.uint8)
+    found = quality_by_iteration(Selection(iterations > 0, scores, None, {}, iterations), right)
+    third = pytest.approx(1 / 3)
+    assert [each["label_precision"] for each in found] == [1, 1, pytest.approx(2 / 3)]  # the second selects nothing
+    assert [each["label_recall"] for each in found] == [third, third, pytest.approx(2 / 3)]  # of what was judged
+    assert quality_by_iteration(Selection(iterations > 0, scores, None, {}), right) == []
+
+
+def test_what_each_iteration_selected_is_written_and_held_against_the_truth(
+    wrong_set: DilutedSet, tmp_path: Path
+) -> None:
+    recipe = Recipe(**FIELDS, select="incv", select_epochs=4, select_rate=0.25)
+    said = run_experiment(recipe, wrong_set, tmp_path / "run")["selection"]
+    table = selected(tmp_path / "run", "incv")
+    sums = np.cumsum(np.bincount(table["iteration"], minlength=5)[1:])
+    assert sums.tolist() == [each["selected"] for each in said["iterations"]]
+    assert 0 < sums[0] < sums[-1]
+    last, quality = said["by_iteration"][-1], (said["label_precision"], said["label_recall"])
+    assert (last["label_precision"], last["label_recall"]) == quality
+    assert said["by_iteration"][0]["label_recall"] < last["label_recall"]
+    text = (tmp_path / "run/select-incv/selected.csv").read_text(encoding="utf-8")
+    lines = [*csv.DictReader(text.splitlines())]
+    assert [int(line["iteration"]) for line in lines] == table["iteration"][:108].tolist()
+
+
 def selected(run: Path, name: str) -> Any:
     return np.load(run / f"select-{name}" / "selected.npy")
 
@@ -120,6 +148,7 @@ def test_a_run_trains_on_what_was_selected_and_on_nothing_else(
     assert np.isnan(table["score"][108:]).all()
     assert not table["kept"][108:].any()
     assert not np.isnan(table["score"][:108]).any()
+    np.testing.assert_array_equal(table["iteration"] > 0, table["kept"])
     right = wrong_set.formula.all_labels(np.arange(120), wrong_set.train.source_labels)[:, 0]
     right = right == wrong_set.train.source_labels
     said = result["selection"]
@@ -167,7 +196,7 @@ def test_a_killed_selection_goes_on_and_ends_the_same(
         run_experiment(recipe, wrong_set, tmp_path / "cut")
     run_experiment(recipe, wrong_set, tmp_path / "cut", resume=True)
     assert same(weights(tmp_path / "cut"), weights(tmp_path / "whole"))
-    for column in ("score", "kept"):
+    for column in ("score", "kept", "iteration"):
         found = (selected(tmp_path / end, name)[column] for end in ("cut", "whole"))
         np.testing.assert_array_equal(*found)
     assert rows(tmp_path / "cut")[-1] == rows(tmp_path / "whole")[-1]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int64
+from jaxtyping import Bool, Float32, Int64, UInt8
 from numpy import ndarray as Array
 
 from kernels.permutation import permutation
@@ -30,14 +30,19 @@ class State:
     """How far a selection has come; all by example id.
 
     Args:
-        selected: In the selection.
+        iterations: In which each example was selected, from 1 on; 0 for those that were not.
         candidates: Neither selected nor removed yet.
         scores: Minus the loss of an example when it was last judged; nan before.
     """
 
-    selected: Bool[Array, " e"]
+    iterations: UInt8[Array, " e"]
     candidates: Bool[Array, " e"]
     scores: Float32[Array, " e"]
+
+    @property
+    def selected(self) -> Bool[Array, " e"]:
+        """Whether each example is in the selection."""
+        return self.iterations > 0
 
 
 def select_incv(task: Task) -> Selection:
@@ -61,7 +66,8 @@ def select_incv(task: Task) -> Selection:
     """
     labels, candidates = task.labels.astype(np.int64), task.candidates()
     recipe, formula = task.recipe, task.dataset.formula
-    state = State(np.zeros_like(candidates), candidates, np.full(len(labels), np.nan, dtype=np.float32))
+    never, unjudged = np.zeros(len(labels), dtype=np.uint8), np.full(len(labels), np.nan, dtype=np.float32)
+    state = State(never, candidates, unjudged)
     ratio = recipe.select_rate
     told: list[dict[str, float]] = []
     for iteration in range(ITERATIONS):
@@ -80,7 +86,7 @@ def select_incv(task: Task) -> Selection:
             chosen |= agrees
             if formula.law.name not in PAIRS:
                 dropped |= largest(judged.losses, asked & ~agrees, int(remove_ratio(ratio) * agrees.sum()))
-        state.selected |= chosen
+        state.iterations[chosen] = iteration + 1
         state.candidates &= ~(chosen | dropped)
         told.append({"selected": int(state.selected.sum()), "candidates": int(state.candidates.sum())})
         if task.world.is_first:
@@ -94,7 +100,7 @@ def select_incv(task: Task) -> Selection:
     assert ratio is not None
     targets = 1 if formula.law.name in PAIRS else formula.num_classes - 1
     wrong = selected_noise_ratio(ratio, num_targets=targets)
-    return Selection(state.selected, state.scores, wrong, {"noise_ratio": ratio, "iterations": told})
+    return Selection(state.selected, state.scores, wrong, {"noise_ratio": ratio, "iterations": told}, state.iterations)
 
 
 def split(candidates: Bool[Array, " e"], num_images: int, *, seed: int, iteration: int) -> Bool[Array, "2 e"]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int64, UInt16
+from jaxtyping import Bool, Float32, Int64, UInt8, UInt16
 from numpy import ndarray as Array
 
 from pipeline.atomic import replacing
@@ -18,7 +18,7 @@ from pipeline.errors import UserError
 from train.diagnostics import label_auroc, label_precision, label_recall
 
 LARGEST_TABLE: Final = 5_000_000  # rows of selected.csv; selected.npy holds any number
-_ROW: Final = np.dtype([("example_id", "<i8"), ("score", "<f4"), ("kept", "?")])
+_ROW: Final = np.dtype([("example_id", "<i8"), ("score", "<f4"), ("kept", "?"), ("iteration", "u1")])
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,15 @@ class Selection:
         scores: Higher for labels that are taken for right; nan for examples that were not judged, as held-out ones.
         wrong_share: Share of wrong labels to expect among the kept ones; None if the selector does not say.
         told: What the selector found on its way, plain values.
+        iterations: The iteration, from 1 on, in which each example was selected, 0 for those that were not; None for a
+            selector that has just one.
     """
 
     kept: Bool[Array, " n"]
     scores: Float32[Array, " n"]
     wrong_share: float | None
     told: dict[str, Any]
+    iterations: UInt8[Array, " n"] | None = None
 
     @property
     def example_ids(self) -> Int64[Array, " e"]:
@@ -86,6 +89,26 @@ def quality(selection: Selection, right: Bool[Array, " n"]) -> dict[str, float]:
     }
 
 
+def quality_by_iteration(selection: Selection, right: Bool[Array, " n"]) -> list[dict[str, float]]:
+    """Hold what was selected up to the end of each iteration against the truth.
+
+    Args:
+        selection: To look at.
+        right: Whether the label of each example is that of its true class.
+
+    Returns:
+        Label precision and label recall of `quality`, an entry an iteration; none for a selector that has just one.
+    """
+    if selection.iterations is None:
+        return []
+    judged, found = ~np.isnan(selection.scores), []
+    for iteration in range(1, int(selection.iterations.max()) + 1):
+        kept = (selection.iterations > 0) & (selection.iterations <= iteration)
+        precision, recall = label_precision(kept, right), label_recall(kept[judged], right[judged])
+        found.append({"label_precision": precision, "label_recall": recall})
+    return found
+
+
 def write_selection(folder: Path, selection: Selection, dataset: DilutedSet, facts: dict[str, Any]) -> None:
     """Write selected.npy, selected.csv and, last of all, selection.json.
 
@@ -98,16 +121,18 @@ def write_selection(folder: Path, selection: Selection, dataset: DilutedSet, fac
     table = np.empty(len(selection.kept), dtype=_ROW)
     table["example_id"], table["score"] = np.arange(len(table)), selection.scores
     table["kept"] = selection.kept
+    table["iteration"] = selection.kept if selection.iterations is None else selection.iterations
     with replacing(folder / "selected.npy") as file:
         np.save(file, table)
     judged = np.flatnonzero(~np.isnan(selection.scores))
     if len(judged) <= LARGEST_TABLE:
         copies, image_ids = np.divmod(judged, dataset.formula.num_images)
         labels = dataset.formula.labels(image_ids, copies, dataset.train.source_labels[image_ids])
-        columns = (judged, image_ids, copies, labels, selection.scores[judged], selection.kept[judged].astype(int))
+        kept, iterations = selection.kept[judged].astype(int), table["iteration"][judged]
+        columns = (judged, image_ids, copies, labels, selection.scores[judged], kept, iterations)
         with (folder / "selected.csv").open("w", newline="", encoding="utf-8") as text:
             rows = csv.writer(text, lineterminator="\n")
-            rows.writerow(["example_id", "image_id", "copy", "label", "score", "kept"])
+            rows.writerow(["example_id", "image_id", "copy", "label", "score", "kept", "iteration"])
             rows.writerows(zip(*(column.tolist() for column in columns), strict=True))
     said = {**facts, "wrong_share": selection.wrong_share, **selection.told}
     with replacing(folder / "selection.json") as file:
