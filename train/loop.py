@@ -136,7 +136,7 @@ def train_on(run: Run, batch: Batch) -> None:
                 probe_noise_scale(run, batch)
         losses: list[Tensor | None] = []
         for part in [batch] if learner.accumulate == 1 else batch.parts(learner.accumulate):
-            run.meter.add(run.method.step(learner, part, run.clock))
+            run.meter.add(run.method.step(learner, part, run.clock) | kept_and_right(run, part))
             losses.append(run.method.row_losses)
         if run.example_losses is not None:
             run.example_losses.add(batch, torch.cat([each for each in losses if each is not None]))
@@ -144,6 +144,28 @@ def train_on(run: Run, batch: Batch) -> None:
         if not is_out_of_memory(error):
             raise
         raise out_of_memory(error, batch=run.recipe.batch, accumulate=learner.accumulate) from error
+
+
+def kept_and_right(run: Run, batch: Batch) -> dict[str, Tensor]:
+    """Return which share of the rows is right, and which share is right and was chosen; means over nets, on the device.
+
+    Nothing is returned of a method that leaves no rows out, or where nobody knows which labels are right. The method
+    itself does not learn of it.
+    """
+    dataset, kept = run.dataset, run.method.kept_rows
+    if kept is None or dataset.observed or dataset.formula.law.adds_images:
+        return {}
+    right = carries_source_label(batch, dataset.formula, dataset.train.source_labels)
+    shares = {"right": right, "right_kept": right & kept}
+    return {f"coteaching/{name}_frac": marked.float().mean() for name, marked in shares.items()}
+
+
+def kept_quality(means: dict[str, float]) -> dict[str, float]:
+    """Return label precision and recall of all rows of a log interval, as far as they are known and defined."""
+    if "coteaching/right_frac" not in means:
+        return {}
+    of = {"precision": means["coteaching/kept_frac"], "recall": means["coteaching/right_frac"]}
+    return {f"coteaching/label_{name}": means["coteaching/right_kept_frac"] / of[name] for name in of if of[name]}
 
 
 def probe_noise_scale(run: Run, batch: Batch) -> None:
@@ -169,7 +191,7 @@ def read_metrics(run: Run, log: Log | None) -> None:
     means, first_bad_step = run.meter.read(run.learner.first_bad_step)
     if first_bad_step >= 0:
         raise run.world.end_of_all(not_finite(run, first_bad_step))
-    values = {**means, **run.pace.read(), **run.noise_scale.latest}
+    values = {**means, **kept_quality(means), **run.pace.read(), **run.noise_scale.latest}
     if run.method.num_labels > 1:
         values["speed/labels_per_s"] = values["speed/examples_per_s"] * run.method.num_labels
     # The process that waits longest for data is the one that all others wait for.

@@ -128,8 +128,9 @@ def carries_source_label(batch: Batch, formula: Formula, source_labels: UInt16[A
     """
     copies, image_ids = divmod(batch.rows.numpy(), formula.num_images)
     if formula.law.adds_images:
-        return torch.from_numpy(copies == 0).to(batch.labels.device)
-    return batch.labels == torch.from_numpy(source_labels[image_ids].astype("int64")).to(batch.labels.device)
+        return torch.from_numpy(copies == 0).to(batch.labels.device, non_blocking=True)
+    source = torch.from_numpy(source_labels[image_ids].astype("int64"))
+    return batch.labels == source.to(batch.labels.device, non_blocking=True)
 
 
 class NoiseScale:

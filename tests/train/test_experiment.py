@@ -28,8 +28,9 @@ from train.clock import Clock
 from train.evaluate import evaluate
 from train.experiment import Stopped, run_experiment
 from train.learner import Learner
-from train.loop import stop_signals
+from train.loop import kept_quality, stop_signals
 from train.methods import METHODS
+from train.methods.coteaching import Coteaching
 from train.methods.plain import Plain
 from train.noise_scale import NoiseScale
 from train.outcome import result_table
@@ -290,6 +291,46 @@ def test_coteaching_keeps_in_every_part_of_a_batch_what_the_law_leaves_right(tin
     run_experiment(recipe(method="coteaching", forget_epochs=0.1, accumulate=2), tiny, tmp_path / "run")
     # Of 4 labels an image 1 is right and each of 3 is with chance 1/4: 0.4375 of them, of 6 rows in a part 3.
     assert last_kept(tmp_path / "run") == 0.5
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_coteaching_logs_how_much_of_what_it_keeps_is_right(
+    tiny: DilutedSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accumulate: int
+) -> None:
+    step, seen = Coteaching.step, list[tuple[np.ndarray, np.ndarray]]()
+
+    def spied(self: Coteaching, learner: Learner, batch: Batch, clock: Clock) -> Any:
+        metrics = step(self, learner, batch, clock)
+        assert self.kept_rows is not None
+        right = batch.labels.numpy() == tiny.train.source_labels[batch.rows.numpy() % 120]
+        seen.append((self.kept_rows.numpy(), right))
+        return metrics
+
+    monkeypatch.setattr(Coteaching, "step", spied)
+    asked = recipe(method="coteaching", forget_rate=0.75, forget_epochs=0.1, accumulate=accumulate, log_every=240)
+    run_experiment(asked, tiny, tmp_path / "run")
+    read = [row for row in rows(tmp_path / "run") if "train/loss" in row]
+    each = len(seen) // len(read)
+    assert len(read) == 2
+    for row, first in zip(read, (0, each), strict=True):
+        kept, right = (np.concatenate(part, axis=-1) for part in zip(*seen[first : first + each], strict=True))
+        assert 0.3 < right.mean() < 0.6
+        assert row["coteaching/label_precision"] == pytest.approx(right[None].repeat(2, 0)[kept].mean(), abs=1e-6)
+        assert row["coteaching/label_recall"] == pytest.approx(kept[:, right].mean(), abs=1e-6)
+        assert row["coteaching/label_precision"] > 1.1 * row["coteaching/label_recall"]
+
+
+def test_nobody_says_how_much_is_right_where_nobody_knows(tiny: DilutedSet, tmp_path: Path) -> None:
+    observed = dataclasses.replace(tiny, observed=True)
+    run_experiment(recipe(method="coteaching", forget_rate=0.25), observed, tmp_path / "run")
+    found = {name for row in rows(tmp_path / "run") for name in row if name.startswith("coteaching/")}
+    assert found == {"coteaching/kept_frac"}
+
+
+def test_quality_that_is_not_defined_is_left_out() -> None:
+    none_right = {"coteaching/kept_frac": 0.5, "coteaching/right_frac": 0.0, "coteaching/right_kept_frac": 0.0}
+    assert kept_quality(none_right) == {"coteaching/label_precision": 0.0}
+    assert kept_quality({"train/loss": 1.0}) == {}
 
 
 def test_labels_of_an_unknown_law_are_wrong_as_often_as_the_user_says(tiny: DilutedSet, tmp_path: Path) -> None:

@@ -393,7 +393,8 @@ def test_a_net_marks_the_rows_of_its_smallest_losses(rows: int, data: st.DataObj
 
 def test_each_net_is_trained_on_the_rows_that_the_other_one_chose() -> None:
     losses = torch.tensor([[0.0, 4.0, 2.0, 9.0], [8.0, 1.0, 3.0, 5.0]], requires_grad=True)
-    means = exchanged_losses(losses, 2)  # the first chooses rows 0 and 2, the second 1 and 2
+    chosen = small_loss_rows(losses, 2)  # the first chooses rows 0 and 2, the second 1 and 2
+    means = exchanged_losses(losses, chosen, 2)
     assert means.tolist() == [(4 + 2) / 2, (8 + 3) / 2]
     means.sum().backward()  # type: ignore[no-untyped-call]
     assert losses.grad is not None
@@ -402,7 +403,8 @@ def test_each_net_is_trained_on_the_rows_that_the_other_one_chose() -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_shows_though_its_row_is_left_out(value: float) -> None:
-    assert exchanged_losses(torch.tensor([[0.0, value], [0.0, 1.0]]), 1).isfinite().tolist() == [False, True]
+    losses, first = torch.tensor([[0.0, value], [0.0, 1.0]]), torch.tensor([[True, False], [True, False]])
+    assert exchanged_losses(losses, first, 1).isfinite().tolist() == [False, True]
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])

@@ -62,19 +62,20 @@ def small_loss_rows(losses: Float[Tensor, "nets b"], number: int) -> Bool[Tensor
     return torch.zeros_like(losses, dtype=torch.bool).scatter_(1, rows, True)
 
 
-def exchanged_losses(losses: Float[Tensor, "2 b"], number: int) -> Float[Tensor, " 2"]:
-    """Average each net's losses over the rows that are small in its peer.
+def exchanged_losses(losses: Float[Tensor, "2 b"], chosen: Bool[Tensor, "2 b"], number: int) -> Float[Tensor, " 2"]:
+    """Average each net's losses over the rows that its peer chose.
 
     A loss that is not finite shows in the average, also where nobody chose its row.
 
     Args:
         losses: Of each row, in each net.
-        number: Of rows that each net chooses, in [1, b].
+        chosen: Which rows each net chose.
+        number: Of rows that each net chose, in [1, b].
 
     Source: Han et al. 2018, algorithm 1.
     Deviates: the authors' code divides by the number of rows twice.
     """
-    return (losses * small_loss_rows(losses, number).flip(0)).sum(dim=1) / number
+    return (losses * chosen.flip(0)).sum(dim=1) / number
 
 
 class Coteaching(Method):
@@ -118,10 +119,11 @@ class Coteaching(Method):
         logits = learner.logits(batch.images)
         both = F.cross_entropy(
             logits.flatten(0, 1), batch.labels.repeat(2), label_smoothing=self.label_smoothing, reduction="none"
-        )
+        ).view(2, -1)
         share = keep_share(clock.epoch, forget_rate=self.forget_rate, forget_epochs=self.forget_epochs)
         number = num_kept(len(batch.labels), share)
-        losses = exchanged_losses(both.view(2, -1), number)
+        self.kept_rows = small_loss_rows(both, number)
+        losses = exchanged_losses(both, self.kept_rows, number)
         learner.update(losses.sum(), clock)
         right = logits[0].detach().argmax(dim=1) == batch.labels
         return {

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -72,6 +72,7 @@ class Method(ABC):
         has_teacher: Whether it learns from an average of its net, which is then what is evaluated.
         num_labels: Labels that one row of a batch brings to the loss.
         row_losses: Of the latest step, of a method whose rows have one each; without gradient.
+        kept_rows: Those of the latest step that each net chose, of a method that leaves some out.
     """
 
     stream: ClassVar[Literal["examples", "images"]] = "examples"
@@ -81,6 +82,7 @@ class Method(ABC):
     has_teacher: ClassVar[bool] = False
     num_labels: int = 1
     row_losses: Tensor | None = None
+    kept_rows: Bool[Tensor, "nets b"] | None = None
 
     @abstractmethod
     def __init__(self, setting: Setting) -> None: ...
