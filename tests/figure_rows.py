@@ -3,7 +3,7 @@
 from typing import Any
 
 from train.figures.menu import FIGURES
-from train.figures.rows import FIELDS
+from train.figures.rows import CURVES, FIELDS
 
 
 def row(**given: Any) -> dict[str, Any]:
@@ -13,6 +13,7 @@ def row(**given: Any) -> dict[str, Any]:
     told |= {"alpha": 20, "clean": 4_000, "model": "conv4", "method": "plain", "batch": 512, "lr": 1e-3}
     told |= {"schedule": "constant", "ema": 3.0, "examples": 300_000, "log_every": 25_600, "noise_seed": 0, "seed": 0}
     told |= {"rate": "recipe", "top1_last": 0.9, "noisy_val_loss": 2.2, "noisy_val_loss_se": 0.001, "wall_s": 60.0}
+    told |= dict.fromkeys(CURVES, ())
     told |= {"device": "a processor × 2", "versions": "python 3.11", "commit": "0123456", "command": "tools/reproduce"}
     assert given.keys() <= told.keys()
     told |= given

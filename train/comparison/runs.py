@@ -226,7 +226,6 @@ def measured(job: Entrant) -> Row:
     row = row_of(job, finished)
     return {
         **row,
-        "wall_s": row["wall_s"] + selection_s,
         "selection_s": selection_s,
         "entry": job.name,
         "budget": job.budget,

@@ -56,6 +56,10 @@ def _draw_panel(axes: Any, panel: Panel, rows: list[Row]) -> None:
         (line,) = axes.plot(xs, [mean.value for mean in means.values()], marker=".", label=label)
         low, high = [mean.low for mean in means.values()], [mean.high for mean in means.values()]
         axes.fill_between(xs, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+        if names in panel.published:
+            paper = panel.published[names]
+            style = {"color": line.get_color(), "linestyle": "--", "linewidth": 1}
+            axes.plot([*paper], [*paper.values()], **style, label=f"{label}: the paper")
         first = first or {at: mean.value for at, mean in means.items()}
     for name, reference in panel.references.items():
         if first:
@@ -64,6 +68,8 @@ def _draw_panel(axes: Any, panel: Panel, rows: list[Row]) -> None:
     if panel.y.startswith("top1") and rows:
         heights = [row[panel.y] for row in rows]
         axes.set_ylim(max(0.0, min(heights) - 0.05), min(1.0, max(heights) + 0.05))
+    if panel.x == "at":
+        axes.xaxis.get_major_locator().set_params(integer=True)  # epochs or iterations
     axes.set(xlabel=panel.xlabel, ylabel=panel.ylabel)
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[0]:

@@ -11,9 +11,12 @@ from typing import Final
 from train.figures.agreement import QUADRATIC_LAW
 from train.figures.batch_and_rate import BATCH_AND_RATE, LEARNING_RATES
 from train.figures.clean_labels import CLEAN_LABELS, NEEDED
+from train.figures.coteaching import COTEACHING
 from train.figures.digits import DIGITS, MASSIVE
+from train.figures.incv_iterations import INCV_ITERATIONS
 from train.figures.noise_scales import NOISE_SCALES
 from train.figures.points import Figure
+from train.figures.rsl_precision import RSL_PRECISION
 from train.figures.structure import SOURCE_OF_NOISE, STRUCTURED
 from train.figures.uniform import UNIFORM_CIFAR, UNIFORM_IMAGENET, UNIFORM_SMALL
 
@@ -31,4 +34,7 @@ FIGURES: Final[dict[str, Figure]] = {
     "digits": DIGITS,
     "massive": MASSIVE,
     "quadratic-law": QUADRATIC_LAW,
+    "incv-iterations": INCV_ITERATIONS,
+    "rsl-precision": RSL_PRECISION,
+    "coteaching": COTEACHING,
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NamedTuple, TypeVar
 
@@ -22,7 +22,8 @@ class Noise:
 
     Args:
         alpha: Noisy labels a clean one.
-        law: "uniform", "structured", "foreign" or "white"; "symmetric" or "pair", which flip labels, at α = 0.
+        law: "uniform", "structured", "foreign" or "white"; "symmetric", "symmetric-inclusive" or "pair", which flip
+            labels, at α = 0.
         order: Of the false classes under "structured".
         delta: Degree of structure under "structured".
         foreign: Name of the set whose images "foreign" shows.
@@ -50,6 +51,8 @@ class Point:
         settings: Other fields of `train.recipes.Recipe`.
         uncut: Run as long as the recipe says, whatever the scale.
         unseen: Train on half of the images, as they are, and judge the labels of the other half.
+        augment: Shift and flip the images as is usual for the set, unless `unseen`.
+        curves: Keep what changes as the run goes on; `log_every` is then `eval_every`.
     """
 
     noise: Noise
@@ -60,6 +63,8 @@ class Point:
     settings: Mapping[str, Any] = field(default_factory=dict)
     uncut: bool = False
     unseen: bool = False
+    augment: bool = True
+    curves: bool = False
 
 
 def key_of(point: Point) -> str:
@@ -153,6 +158,7 @@ class Panel:
         select: Takes the figure's rows to those that are drawn.
         log: Axes with a logarithmic scale: "", "x", "y" or "xy".
         references: Further lines: name, and y as a function of x and of the first y that is drawn.
+        published: What the paper found, y by x, for values of `series`; dashed beside our line.
     """
 
     y: str = "top1_last"
@@ -163,6 +169,7 @@ class Panel:
     select: Callable[[list[Row]], list[Row]] = list
     log: str = ""
     references: Mapping[str, Callable[[float, float], float]] = field(default_factory=dict)
+    published: Mapping[tuple[Hashable, ...], Mapping[float, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -60,7 +60,9 @@ FOUND: Final = [
     "wall_s",
 ]
 STAMP: Final = ["device", "versions", "commit", "command"]
-FIELDS: Final = [*KEY, *FOUND, *STAMP]
+# What changes in a run: after so many epochs, or after so many iterations of its selection, what was found.
+CURVES: Final = ["curve_at", "curve_top1", "curve_label_precision", "curve_label_recall"]
+FIELDS: Final = [*KEY, *FOUND, *STAMP, *CURVES]
 _WORDS: Final = {"alpha": "α = {}", "batch": "batch {}", "lr": "rate {}", "order": "{} order", "law": "{} noise"}
 _TEXT: Final = frozenset(
     [
@@ -84,7 +86,7 @@ _WHOLE: Final = frozenset(["alpha", "clean", "batch", "examples", "log_every", "
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Read rows; no file is no rows. An empty cell is None."""
+    """Read rows; no file is no rows. An empty cell is None, of a curve no points."""
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as file:
@@ -94,6 +96,8 @@ def read_rows(path: Path) -> list[Row]:
 def _value(name: str, text: str) -> Any:
     if name in _TEXT:
         return text
+    if name in CURVES:
+        return tuple(map(float, text.split()))
     if not text:
         return None
     return int(text) if name in _WHOLE else float(text)
@@ -125,6 +129,8 @@ def _key(row: Row) -> tuple[str, ...]:
 def _cell(value: Any) -> str:
     if value is None:
         return ""
+    if isinstance(value, tuple):
+        return " ".join(map(_cell, value))
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
@@ -212,6 +218,20 @@ def curve(rows: Iterable[Row], *, x: str = "alpha", y: str = "top1_last") -> dic
         if row[x] is not None and row[y] is not None:
             found[row[x]].append(row[y])
     return {at: mean_of(found[at]) for at in sorted(found)}
+
+
+def along(rows: Iterable[Row], what: str) -> list[Row]:
+    """Return a row for every point of the curves of some rows: epoch or iteration is `at`, what was found `value`.
+
+    Args:
+        rows: Those without such a curve add none.
+        what: "top1", "label_precision" or "label_recall".
+    """
+    return [
+        {**row, "at": at, "value": value}
+        for row in rows
+        for at, value in zip(row["curve_at"], row[f"curve_{what}"], strict=False)  # some methods leave no labels out
+    ]
 
 
 def best_curve(rows: Iterable[Row], *, by: Callable[[Row], Any], x: str = "alpha") -> dict[float, list[Row]]:

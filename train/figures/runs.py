@@ -25,6 +25,7 @@ from pipeline.workers import spread
 from train.assemble import train_images
 from train.data import open_data
 from train.experiment import Stopped, run_experiment
+from train.figures.curves import curves_of
 from train.figures.points import AUTO_RATE, VAL_FRAC, Figure, Noise, Point, Scale, key_of
 from train.figures.rows import Row
 from train.figures.unseen import confusion_of, halves, measure_unseen
@@ -219,9 +220,11 @@ def run_job(job: Job) -> Row:
     """
     run = finish(job)
     row = row_of(job, run)
-    if not job.point.unseen:
-        return row
-    return row | measure_unseen(run.recipe, run.dataset, run.folder, clean_confusion(job))
+    if job.point.curves:
+        row |= curves_of(run.result, run.folder)
+    if job.point.unseen:
+        row |= measure_unseen(run.recipe, run.dataset, run.folder, clean_confusion(job))
+    return row
 
 
 def finish(job: Job) -> Finished:
@@ -231,7 +234,7 @@ def finish(job: Job) -> Finished:
         Stopped: If a signal came.
     """
     point = job.point
-    dataset = open_point(job.place, point.noise, point.clean, job.seed, augment=not point.unseen)
+    dataset = open_point(job.place, point.noise, point.clean, job.seed, augment=point.augment and not point.unseen)
     recipe = recipe_of(job, dataset)
     folder = job.place.out / folder_name(job, recipe)
     if (folder / "result.json").exists():
@@ -311,6 +314,8 @@ def recipe_of(job: Job, dataset: DilutedSet) -> Recipe:
         fewest, most = job.scale.examples
         examples = min(max(examples, fewest), most or examples)
     given = {"eval_every": max(1, examples // _EVALUATIONS), **given, "examples": examples}
+    if point.curves:
+        given["log_every"] = given["eval_every"]
     return recipe_for(job.place.dataset, point.method, **given)
 
 
@@ -327,6 +332,8 @@ def folder_name(job: Job, recipe: Recipe) -> str:
     facts = {"recipe": fields, "examples": recipe.examples, "noise": noise}
     if job.point.unseen:
         facts["unseen"] = True
+    if not job.point.augment:
+        facts["augment"] = False
     digest = zlib.crc32(json.dumps(facts, sort_keys=True).encode())
     words = (recipe.dataset, recipe.model, recipe.method, f"alpha{job.point.noise.alpha}", f"seed{job.seed}")
     return "-".join((*words, f"{digest:08x}"))
@@ -354,7 +361,7 @@ def row_of(job: Job, finished: Finished) -> Row:
         "noisy_val_loss_se": result["noisy_val_loss_se"],
         "wrong_labels_said": None if given is None or math.isnan(given) else given,  # no label is wrong
         "vote": result["vote_baseline"],
-        "wall_s": result["wall_s"],
+        "wall_s": result["wall_s"] + result.get("selection", {}).get("wall_s", 0.0),
         "point": key_of(job.point),
     }
     return {**row, **noise_scale_of(folder)}

@@ -8,12 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from train.figures.rows import best_curve, curve, mean_of, merge_rows, read_rows, where
+from train.figures.rows import along, best_curve, curve, mean_of, merge_rows, read_rows, where
 
 
 def test_rows_come_back_as_they_were_written(tmp_path: Path) -> None:
     rows = [
         row(delta=0.6, law="structured", order="reverse", versions="a, b", noisy_val_loss=2.29645),
+        row(seed=2, curve_at=(1.01, 2.0), curve_top1=(0.5, 0.25), curve_label_precision=(1.0, 0.125)),
         row(seed=1, clean=4_000, top5_last=None, command="tools/reproduce fig1 --scale 'x y'"),
     ]
     merge_rows(tmp_path / "rows.csv", rows)
@@ -58,6 +59,13 @@ def test_a_curve_goes_up_in_x_over_all_seeds_and_leaves_out_what_was_not_measure
     found = curve([*rows, row(alpha=7, top1_last=None)])
     assert [(at, mean.value, mean.n) for at, mean in found.items()] == [(5, pytest.approx(0.7), 2), (20, 0.4, 1)]
     assert where(rows, alpha=5, seed=(1, 2)) == [rows[2]]
+
+
+def test_a_point_of_a_curve_is_a_row_where_there_is_one() -> None:
+    rows = [row(curve_at=(1.0, 2.0), curve_top1=(0.5, 0.25)), row(), row(seed=3, curve_at=(1.0,), curve_top1=(1.0,))]
+    told = [(each["seed"], each["at"], each["value"]) for each in along(rows, "top1")]
+    assert told == [(0, 1.0, 0.5), (0, 2.0, 0.25), (3, 1.0, 1.0)]
+    assert along(rows, "label_precision") == []
 
 
 def test_the_best_setting_is_that_of_the_lowest_noisy_validation_loss_over_all_seeds() -> None:

@@ -196,6 +196,7 @@ def test_a_folder_is_named_by_all_that_makes_another_run(tmp_path: Path) -> None
             for given in ({"batch": 64}, {"schedule": "cosine"})
         ),
         dataclasses.replace(job, point=uniform(2, noise=Noise(alpha=2, law="white"))),
+        dataclasses.replace(job, point=uniform(2, augment=False)),
         *(
             dataclasses.replace(job, point=uniform(0, noise=Noise(alpha=0, law="symmetric", flip_rate=rate)))
             for rate in (0.2, 0.5)
