@@ -37,6 +37,7 @@ BLOCK_ORDER: Final = 17  # round keys of the order of blocks in a pass          
 CLASS_ORDER: Final = 18  # random order of the false classes of a class          true class, false class
 WINDOW_ORDER: Final = 19  # round keys of the order of images in a sweep          pass, window and sweep, round
 MIXUP: Final = 20  # the seed of mixup's weight in one step                       step, 0
+DRAW: Final = 21  # a draw with replacement from a selection                       position, 0
 
 _M0: Final = np.uint64(0xD2511F53)
 _M1: Final = np.uint64(0xCD9E8D57)

@@ -7,15 +7,15 @@ of a run in its data is one integer, and position 60,000,000 costs what position
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Float64, Int64
 from numpy import ndarray as Array
 
 from kernels.permutation import Permutation, permutation
-from kernels.philox import COPY_ORDER, ORDER, blocks
+from kernels.philox import COPY_ORDER, DRAW, ORDER, blocks
 from pipeline.errors import UserError
 
 
@@ -80,6 +80,64 @@ class Subset:
         """Find the examples at some positions, in any order and at any distance."""
         epochs, index = permuted(positions, len(self), self.seed)
         copies, image_ids = np.divmod(self.example_ids[index], self.num_images)
+        return Places(epochs, image_ids, copies)
+
+
+@dataclass(frozen=True)
+class Rest:
+    """What is shown beside the examples of a selection, and how often each of those is drawn.
+
+    Args:
+        weights: Of the selected examples, above 0: how often one is drawn, against the others.
+        example_ids: The examples that are not selected, ascending.
+        views: How many times one of them is shown, each time augmented anew.
+    """
+
+    weights: Float64[Array, " e"]
+    example_ids: Int64[Array, " o"]
+    views: int
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Each position draws one of the selected examples, with replacement, and shows views of one of the others.
+
+    A position has 1 + `views` places, in this order. The others come in a new seeded permutation in every pass over
+    them. What is shown twice is augmented differently each time: `Places.epochs` is the position of a draw, and counts
+    the passes of the others view by view.
+
+    Args:
+        example_ids: The selected ones, ascending (copy · n + image id).
+        rest: The others, and how often each of the selected ones is drawn.
+        num_images: n of the whole data set.
+        seed: 64 bits; the run's seed, not the noise seed.
+    """
+
+    example_ids: Int64[Array, " e"]
+    rest: Rest
+    num_images: int
+    seed: int
+
+    def __len__(self) -> int:
+        """Return the number of positions in an epoch: as many draws as examples are selected."""
+        return len(self.example_ids)
+
+    @cached_property
+    def _shares_up_to(self) -> Float64[Array, " e"]:
+        sums = np.cumsum(self.rest.weights)
+        shares: Float64[Array, " e"] = sums / sums[-1]  # the last one is 1, above every draw
+        return shares
+
+    def at(self, positions: Int64[Array, " b"]) -> Places:
+        """Find the examples at some positions, in any order and at any distance."""
+        words = blocks(self.seed, DRAW, positions.astype(np.uint64)).astype(np.uint64)
+        uniform = (words[:, 0] << np.uint64(21) | words[:, 1] >> np.uint64(11)) * 2.0**-53
+        drawn = self.example_ids[np.searchsorted(self._shares_up_to, uniform, side="right")]
+        passes, index = permuted(positions, len(self.rest.example_ids), self.seed)
+        views = np.arange(self.rest.views)[:, None]
+        epochs = np.vstack([positions, passes * self.rest.views + views]).T.ravel() % 2**32
+        example_ids = np.vstack([drawn, np.tile(self.rest.example_ids[index], (self.rest.views, 1))]).T.ravel()
+        copies, image_ids = np.divmod(example_ids, self.num_images)
         return Places(epochs, image_ids, copies)
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,8 +17,14 @@ from torch import Tensor
 from pipeline.console import run
 from train.checkpoint import load_state
 from train.cli import train
+from train.methods import METHODS
 
 CPU = torch.device("cpu")
+
+
+def selection_for(method: str) -> dict[str, Any]:
+    """Return what a recipe adds for a method that learns only after a selection; nothing for others."""
+    return {"select": "rsl", "order": "full"} if METHODS[method].rest_views else {}
 
 
 def weights(folder: Path, name: str = "last.pt") -> dict[str, Tensor]:

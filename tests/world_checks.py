@@ -20,6 +20,8 @@ from train.methods import METHODS
 from train.metrics import Meter
 from train.recipes import SELECTIONS, Recipe
 
+SELECTING: Final[dict[str, Any]] = {"order": "full", "select_epochs": 8, "select_rate": 0.4, "weight_decay": 0.0}
+
 
 def images(rank: int, part: int) -> torch.Tensor:
     """Return what a process sees in one part of a step; the scale makes statistics differ."""
@@ -75,7 +77,8 @@ def recipe(method: str, model: str) -> Recipe:
     """Return a short run in float32; its batch divides by two processes and two parts each.
 
     Co-teaching forgets nothing: what it leaves out, each part of each process chooses by itself. MLNT weighs nothing:
-    each part of each process steps on its own labels.
+    each part of each process steps on its own labels. MixMatch draws from a selection without weights: those of rsl
+    depend on the order of sums.
     """
     return Recipe(
         dataset="synthetic",
@@ -91,7 +94,7 @@ def recipe(method: str, model: str) -> Recipe:
         precision="fp32",
         eval_every=240,
         val_frac=0.2,
-        order="passes",
+        **({**SELECTING, "select": "incv"} if METHODS[method].rest_views else {"order": "passes"}),
     )
 
 
@@ -106,9 +109,6 @@ def meta_recipe(accumulate: int) -> Recipe:
 def data() -> DilutedSet:
     """Return 120 images of 8 × 8 px in 4 classes, alpha = 3."""
     return dilute(synthetic(num_train=120, num_test=41, height=8, width=8, channels=1, num_classes=4), alpha=3)
-
-
-SELECTING: Final[dict[str, Any]] = {"order": "full", "select_epochs": 8, "select_rate": 0.4, "weight_decay": 0.0}
 
 
 def selecting(name: str) -> Recipe:

@@ -85,6 +85,9 @@ def method_of(recipe: Recipe, dataset: DilutedSet, *, device: torch.device = CPU
             mlnt_neighbours=recipe.mlnt_neighbours,
             mlnt_replaced_frac=recipe.mlnt_replaced_frac,
             mlnt_ramp_epochs=recipe.mlnt_ramp_epochs,
+            mixmatch_weight=recipe.mixmatch_weight,
+            mixmatch_temperature=recipe.mixmatch_temperature,
+            mixmatch_beta=recipe.mixmatch_beta,
             mentor=None if recipe.mentor is None else mentor_of(Path(recipe.mentor), dataset, device),
             rows=recipe.batch // (1 if recipe.accumulate == "auto" else int(recipe.accumulate)),
             seed=recipe.seed,
@@ -107,6 +110,7 @@ def training_of(
         stream=method.stream,
         images=range(held_in),
         example_ids=part.train,
+        rest=part.rest,
         order=recipe.order,
         window=recipe.window,
         reuse=recipe.reuse,
@@ -282,7 +286,8 @@ def parts_of(recipe: Recipe, dataset: DilutedSet, learner: Learner, begun: Path 
         parts = int(before["recipe"].get("accumulate", 1))  # batch norm sees the parts, so they stay
     share = recipe.batch // num_processes
     if parts == "auto":
-        parts = parts_that_fit(learner.net, dataset.batch_shape, share, learner.dtype)
+        views = METHODS[recipe.method].rest_views
+        parts = parts_that_fit(learner.net, dataset.batch_shape, share, learner.dtype, views=views)
         if parts > 1:
             console.print(f"accumulate: {parts} parts of {share // parts} fit memory", highlight=False)
     if share % int(parts):

@@ -68,7 +68,8 @@ def train(
         Option(
             help="plain, h_alpha (oracle: reads the clean labels), histogram, marginal (one label of an image is "
             "right), mixup, forward (knows the noise law), coteaching (two nets; knows how many labels are wrong), "
-            "mlnt (a step on wrong labels should not lead away from its teacher)"
+            "mlnt (a step on wrong labels should not lead away from its teacher), mixmatch (with --select: all that is "
+            "not selected is trained on without its label)"
         ),
     ] = "plain",
     select: Annotated[
@@ -204,6 +205,21 @@ def train(
     mlnt_ramp_epochs: Annotated[
         float | None,
         Option(help="Of method mlnt: passes over the data in which that weight grows [default: 2]"),
+    ] = None,
+    mixmatch_weight: Annotated[
+        float | None,
+        Option(help="Of method mixmatch: weight of the loss on unlabelled images in the end [default: 75]"),
+    ] = None,
+    mixmatch_temperature: Annotated[
+        float | None,
+        Option(help="Of method mixmatch: below 1 the labels that it guesses are sharpened [default: 0.5]"),
+    ] = None,
+    mixmatch_beta: Annotated[
+        float | None,
+        Option(
+            help="Of method mixmatch: both parameters of the Beta distribution that it mixes images by; 0 mixes "
+            "nothing [default: 0.75]"
+        ),
     ] = None,
     mentor: Annotated[
         Path | None,
@@ -377,6 +393,9 @@ def train(
             "mlnt_neighbours": mlnt_neighbours,
             "mlnt_replaced_frac": mlnt_replaced_frac,
             "mlnt_ramp_epochs": mlnt_ramp_epochs,
+            "mixmatch_weight": mixmatch_weight,
+            "mixmatch_temperature": mixmatch_temperature,
+            "mixmatch_beta": mixmatch_beta,
             "mentor": mentor and str(mentor),
             "accumulate": number_or_auto("--accumulate", accumulate, int),
             "ema": ema,

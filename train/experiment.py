@@ -17,6 +17,7 @@ from pipeline.console import console
 from pipeline.dataset import DilutedSet
 from pipeline.errors import UserError
 from pipeline.laws.files import check_matrix_path, write_matrix
+from pipeline.stream import Rest
 from train.assemble import build_learner, evaluation_of, held_out_images, parts_of, run_of, trained_learner, training_of
 from train.checkpoint import load_state
 from train.data import facts, facts_of_part
@@ -26,6 +27,7 @@ from train.evaluate import confusion
 from train.example_losses import write_losses
 from train.learner import Learner, resolve_precision
 from train.loop import Run, fit, load, stop_signals, write_weights
+from train.methods import METHODS
 from train.metrics import Display, Log
 from train.outcome import outcome
 from train.process import settle
@@ -34,6 +36,7 @@ from train.run_folder import RunFolder
 from train.select import SELECTORS, Judged, Part, Selection, Task
 from train.select.selection import check_selection, quality, quality_by_iteration, read_selection, write_selection
 from train.select.task import ALL, judge_images
+from train.theory.rsl import draw_weights
 
 
 class Stopped(Exception):
@@ -124,7 +127,7 @@ def _run_experiment(
             if recipe.select is not None:
                 selection, found = select(recipe, dataset, folder, world)
                 batches.close()
-                part = dataclasses.replace(part, train=selection.example_ids)
+                part = world.together(lambda: selected_part(recipe, dataset, selection))
                 recipe = dataclasses.replace(recipe, batch=batch_within(recipe, int(selection.kept.sum()), world.size))
                 method, batches = world.together(
                     lambda: training_of(recipe, dataset, learner, part, wrong=selection.wrong_share)
@@ -171,6 +174,35 @@ def batch_within(recipe: Recipe, num_examples: int, num_processes: int) -> int:
     if batch < recipe.batch:
         console.print(f"{num_examples:,} examples are selected: batches hold {batch} of them, not {recipe.batch}")
     return batch
+
+
+def selected_part(recipe: Recipe, dataset: DilutedSet, selection: Selection) -> Part:
+    """Return what a run trains on after a selection: the kept examples, and beside them the others if its method asks.
+
+    Args:
+        recipe: Of the run.
+        dataset: What was selected from.
+        selection: What was kept.
+
+    Raises:
+        UserError: If the method asks for others and there are none.
+    """
+    views = METHODS[recipe.method].rest_views
+    if not views:
+        return Part(selection.example_ids)
+    held_in = np.arange(dataset.formula.num_images) < held_out_images(recipe, dataset).start
+    others = np.flatnonzero(np.tile(held_in, 1 + dataset.formula.alpha) & ~selection.kept)
+    if not len(others):
+        raise UserError(
+            f"selection {recipe.select} keeps all {len(selection.example_ids):,} examples, and method {recipe.method} "
+            "learns from others besides; give a larger --select-rate, or another --method"
+        )
+    if recipe.select == "rsl":
+        labels = dataset.formula.labels_by_example(dataset.train.source_labels)
+        weights = draw_weights(-selection.scores, labels)[selection.kept]
+    else:  # incv's scores come from several nets, at several times
+        weights = np.ones(len(selection.example_ids))
+    return Part(selection.example_ids, rest=Rest(weights, others, views))
 
 
 def select(recipe: Recipe, dataset: DilutedSet, folder: Path, world: World) -> tuple[Selection, dict[str, Any]]:

@@ -302,8 +302,9 @@ def not_finite(run: Run, step: int, what: str = "the loss of") -> UserError:
     more = f" and {len(ids) - 8} more" if len(ids) > 8 else ""
     saved = (run.folder / "checkpoint.pt").exists()
     kept = "the last good checkpoint is kept" if saved else "it was before the first checkpoint"
+    last = first + run.recipe.batch - 1
     return UserError(
-        f"{what} step {step} is not finite (positions {first} to {first + len(ids) - 1} of the stream, example ids "
+        f"{what} step {step} is not finite (positions {first} to {last} of the stream, example ids "
         f"{', '.join(map(str, ids[:8]))}{more}); {kept} in {run.folder}: "
         "start again with another --out and a lower --lr, or with --precision fp32"
     )

@@ -16,7 +16,9 @@ _BESIDE: Final = 1.5  # gradients and work space, beside what is kept for the ba
 _SHARE: Final = 0.8  # of the free memory
 
 
-def parts_that_fit(net: nn.Module, image_shape: tuple[int, int, int], batch: int, dtype: torch.dtype) -> int:
+def parts_that_fit(
+    net: nn.Module, image_shape: tuple[int, int, int], batch: int, dtype: torch.dtype, *, views: int = 0
+) -> int:
     """Return the smallest number of equal parts of a batch whose activations fit the free memory of the net's device.
 
     Args:
@@ -24,19 +26,20 @@ def parts_that_fit(net: nn.Module, image_shape: tuple[int, int, int], batch: int
         image_shape: (h, w, c) of an image.
         batch: Images a step.
         dtype: What the net computes in.
+        views: Images that each of those brings with it.
 
     Raises:
-        UserError: If a single image does not fit.
+        UserError: If a single one does not fit.
     """
     device = next(net.parameters()).device
     few, more = (activation_bytes(net, image_shape, number * _PROBE, dtype) for number in (1, 2))
-    size = (more - few) / _PROBE
+    size = (more - few) / _PROBE * (1 + views)
     free = free_bytes(device)
     for parts in (number for number in range(1, batch + 1) if batch % number == 0):
         if batch // parts * size * _BESIDE <= _SHARE * free:
             return parts
     raise UserError(
-        f"one image needs {size * _BESIDE / 1e9:.1f} GB for its activations, {free / 1e9:.1f} GB are free; "
+        f"one example needs {size * _BESIDE / 1e9:.1f} GB for its activations, {free / 1e9:.1f} GB are free; "
         "give a smaller --model or --size"
     )
 

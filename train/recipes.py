@@ -70,6 +70,10 @@ class Recipe:
         mlnt_replaced_frac: Share of a set's rows that take one, in [0, 1].
         mlnt_ramp_epochs: Passes over the data in which the weight grows from near 0, and after which the teacher
             averages over ten times as many examples, above 0.
+        mixmatch_weight: Of method mixmatch's loss on unlabelled images in the end, 0 or more; other methods do not look
+            at what begins so.
+        mixmatch_temperature: Of the labels that it guesses, above 0; below 1 it sharpens them.
+        mixmatch_beta: Both parameters of the Beta distribution that it mixes images by, 0 or more.
         mentor: Run folder whose last weights are the mentor of method mlnt; None for none.
         accumulate: Parts that a batch is computed in, one after the other (batch norm sees the parts); "auto" takes as
             few as fit memory.
@@ -128,6 +132,9 @@ class Recipe:
     mlnt_neighbours: int = 10
     mlnt_replaced_frac: float = 0.5
     mlnt_ramp_epochs: float = 20.0
+    mixmatch_weight: float = 75.0
+    mixmatch_temperature: float = 0.5
+    mixmatch_beta: float = 0.75
     mentor: str | None = None
     accumulate: int | str = 1
     ema: float = 0.0
@@ -158,7 +165,7 @@ class Recipe:
         if self.example_losses and self.method != "plain":
             raise UserError(f"example_losses adds up the losses of method plain, this is {self.method}; leave it out")
         self._check_selection()
-        for name in ("forget_epochs", "mlnt_ramp_epochs"):
+        for name in ("forget_epochs", "mlnt_ramp_epochs", "mixmatch_temperature"):
             if not 0 < getattr(self, name) < math.inf:
                 raise UserError(f"{name} is {getattr(self, name)}; give a finite number above 0")
         for name in ("mlnt_sets", "mlnt_neighbours"):
@@ -172,7 +179,8 @@ class Recipe:
                 "precision fp16 scales one loss against underflow, and method mlnt differentiates others besides; give "
                 "--precision bf16, tf32 or fp32"
             )
-        for name in ("lr", "weight_decay", "ema", "mixup_beta", "mlnt_inner_lr", "mlnt_weight"):
+        no_less = ("mixup_beta", "mlnt_inner_lr", "mlnt_weight", "mixmatch_weight", "mixmatch_beta")
+        for name in ("lr", "weight_decay", "ema", *no_less):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"{name} is {getattr(self, name)}; give a finite number, 0 or more")
         for name in ("examples", "batch", "eval_every", "log_every", "checkpoint_every"):
@@ -192,6 +200,11 @@ class Recipe:
                 raise UserError(
                     f"measure {self.measure} compares examples of one label each, and {self.method} streams images "
                     "with all their labels; leave it out, or give --method plain"
+                )
+            if METHODS[self.method].rest_views:
+                raise UserError(
+                    f"measure {self.measure} looks at the gradients of labels, and {self.method} drops some of them; "
+                    "leave it out, or give --method plain"
                 )
             if METHODS[self.method].num_nets > 1:
                 raise UserError(
@@ -213,6 +226,11 @@ class Recipe:
                         f"{name} {getattr(self, name)} is for a selection; give --select {' or '.join(SELECTIONS)}, "
                         "or leave it out"
                     )
+            if METHODS[self.method].rest_views:
+                raise UserError(
+                    f"method {self.method} learns from the labels of a selection and from the images of all else; give "
+                    f"--select {' or '.join(SELECTIONS)}, or another --method"
+                )
             return
         check_choice("selection", self.select, SELECTIONS)
         if self.select_epochs is not None and not 0 < self.select_epochs < math.inf:
@@ -249,6 +267,9 @@ _ONLY_FOR: Final = {
     "mlnt_neighbours": "mlnt",
     "mlnt_replaced_frac": "mlnt",
     "mlnt_ramp_epochs": "mlnt",
+    "mixmatch_weight": "mixmatch",
+    "mixmatch_temperature": "mixmatch",
+    "mixmatch_beta": "mixmatch",
     "mentor": "mlnt",
 }
 
@@ -441,6 +462,11 @@ def mlnt_recipe(num_images: int, num_copies: int) -> dict[str, Any]:
     return {**plain_recipe(num_images, num_copies), "mlnt_inner_lr": 0.01, "mlnt_ramp_epochs": 2.0}
 
 
+def mixmatch_recipe(num_images: int, num_copies: int) -> dict[str, Any]:
+    """The plain recipe; EVIDENCE."""
+    return plain_recipe(num_images, num_copies)
+
+
 _RECIPES: Final = {
     "plain": plain_recipe,
     "h_alpha": h_alpha_recipe,
@@ -450,6 +476,7 @@ _RECIPES: Final = {
     "forward": forward_recipe,
     "coteaching": coteaching_recipe,
     "mlnt": mlnt_recipe,
+    "mixmatch": mixmatch_recipe,
 }
 
 

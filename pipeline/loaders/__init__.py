@@ -27,7 +27,7 @@ from pipeline.loaders.resident import open_resident
 from pipeline.loaders.types import How, Loader
 from pipeline.loaders.webdataset import open_webdataset
 from pipeline.passes import BLOCK_IMAGES, DEFAULT_WINDOW, Passes
-from pipeline.stream import Places, Stream, Subset, check_batch, rank_positions
+from pipeline.stream import Draws, Places, Rest, Stream, Subset, check_batch, rank_positions
 from pipeline.types import Batch
 
 LOADERS: Final[dict[str, Callable[[DilutedSet, ImageSplit, How], Loader]]] = {
@@ -45,7 +45,7 @@ _EVERY: Final = 64  # of the places that lie ahead, one in so many is looked at:
 
 @runtime_checkable
 class Order(Protocol):
-    """Position → example."""
+    """Position → example, or as many of them as each position has."""
 
     def __len__(self) -> int: ...
 
@@ -94,7 +94,7 @@ class _Maker:
             self.loader.expect(self.order.at(np.arange(start, start + length, _EVERY)))
         images, bad = self.loader.images(places, self.rows(places))
         if bad.any():
-            fill = stand_ins(bad)
+            fill = stand_ins(bad, together=len(bad) * self.world_size // self.batch)
             places = Places(*(each[fill] for each in places))
             images = images[torch.from_numpy(fill).to(images.device)]
         return Batch(
@@ -186,6 +186,7 @@ def open_batches(
     stream: Literal["examples", "images"] = "examples",
     images: range | None = None,
     example_ids: Int64[Array, " e"] | None = None,
+    rest: Rest | None = None,
     order: str = "full",
     window: int | None = None,
     reuse: int = 1,
@@ -205,6 +206,7 @@ def open_batches(
         stream: "examples" shows every copy with its label; "images" shows every image with all its labels.
         images: Image ids to train on; all by default.
         example_ids: Examples to train on, ascending, in place of all copies of `images`.
+        rest: Shown beside them: each example of a batch is a draw from `example_ids`, and brings views of another one.
         order: "full" shuffles all examples; "passes" goes over the images again and again, see `pipeline.passes`.
         window: Blocks that "passes" mixes with each other; by default 16, and 1 with a reuse, which keeps a window's
             images decoded (ImageNet's: some 600 MB a block).
@@ -239,7 +241,9 @@ def open_batches(
     if window is None:
         window = DEFAULT_WINDOW if reuse == 1 else 1
     made: Order
-    if example_ids is not None:
+    if example_ids is not None and rest is not None:
+        made = Draws(example_ids, rest, dataset.formula.num_images, seed)
+    elif example_ids is not None:
         made = Subset(example_ids, dataset.formula.num_images, seed)
     elif order == "full":
         made = Stream(images, copies, seed)

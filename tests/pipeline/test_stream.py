@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jaxtyping import Int64
+from numpy import ndarray as Array
+from scipy.stats import chisquare
 
 from pipeline.errors import UserError
-from pipeline.stream import Stream, Subset, check_batch, rank_positions
+from pipeline.stream import Draws, Rest, Stream, Subset, check_batch, rank_positions
 
 SEEDS = st.integers(0, 2**64 - 1)
 STREAMS = st.builds(
@@ -14,6 +17,16 @@ STREAMS = st.builds(
     st.integers(0, 50),
     st.integers(1, 60),
     st.integers(1, 9),
+    SEEDS,
+)
+
+# Of 60 images in 4 copies the first 7 examples are selected, with weights from 0.7 to 1.
+DRAWS = st.builds(
+    lambda others, views, seed: Draws(
+        np.arange(7), Rest(np.linspace(0.7, 1, 7), np.array(sorted(others)), views), 60, seed
+    ),
+    st.sets(st.integers(7, 239), min_size=1),
+    st.integers(1, 3),
     SEEDS,
 )
 
@@ -40,15 +53,17 @@ def test_a_subset_of_everything_is_the_stream(seed: int, positions: list[int]) -
     np.testing.assert_array_equal(whole.at(np.array(positions)), subset.at(np.array(positions)))
 
 
-@given(STREAMS, st.lists(st.integers(0, 2**60), min_size=1, max_size=20))
-def test_any_position_alone_is_what_it_is_among_others(stream: Stream, positions: list[int]) -> None:
+@given(STREAMS | DRAWS, st.lists(st.integers(0, 2**60), min_size=1, max_size=20))
+def test_any_position_alone_is_what_it_is_among_others(stream: Stream | Draws, positions: list[int]) -> None:
     together = np.stack(stream.at(np.array(positions)))
-    alone = [np.stack(stream.at(np.array([position])))[:, 0] for position in positions]
-    np.testing.assert_array_equal(together.T, alone)
+    alone = [np.stack(stream.at(np.array([position]))) for position in positions]
+    np.testing.assert_array_equal(together, np.concatenate(alone, axis=1))
 
 
-@given(STREAMS, st.integers(0, 10_000), st.integers(1, 5), st.sampled_from([1, 2, 3, 8]))
-def test_the_ranks_together_see_the_global_batch(stream: Stream, step: int, share: int, world_size: int) -> None:
+@given(STREAMS | DRAWS, st.integers(0, 10_000), st.integers(1, 5), st.sampled_from([1, 2, 3, 8]))
+def test_the_ranks_together_see_the_global_batch(
+    stream: Stream | Draws, step: int, share: int, world_size: int
+) -> None:
     batch = share * 24
     parts = [rank_positions(step * batch, batch, rank=r, world_size=world_size) for r in range(world_size)]
     assert len({len(part) for part in parts}) == 1
@@ -57,6 +72,46 @@ def test_the_ranks_together_see_the_global_batch(stream: Stream, step: int, shar
     np.testing.assert_array_equal(
         np.concatenate([np.stack(stream.at(part)) for part in parts], axis=1), np.stack(stream.at(whole))
     )
+
+
+def example_ids(draws: Draws, positions: Int64[Array, " b"]) -> Int64[Array, "b r"]:
+    """Return what each position draws, and the views that it shows of another example."""
+    places = draws.at(positions)
+    return (places.copies * draws.num_images + places.image_ids).reshape(len(positions), -1)
+
+
+@given(DRAWS, st.integers(0, 2**40))
+def test_a_draw_comes_with_views_of_another_example_all_of_which_have_their_turn(draws: Draws, number: int) -> None:
+    one_pass = len(draws.rest.example_ids)
+    ids = example_ids(draws, np.arange(one_pass) + number * one_pass)
+    assert set(ids[:, 0]) <= set(draws.example_ids)
+    assert sorted(ids[:, 1]) == draws.rest.example_ids.tolist()
+    assert ids.shape == (one_pass, 1 + draws.rest.views)
+    assert (ids[:, 1:] == ids[:, 1:2]).all()
+
+
+@given(DRAWS, st.integers(0, 2**30))
+def test_whatever_a_draw_order_shows_it_shows_in_a_new_augmentation(draws: Draws, first: int) -> None:
+    places = draws.at(np.arange(first, first + 300))  # several passes, and each of seven examples many times
+    assert len({*zip(places.epochs.tolist(), places.copies.tolist(), places.image_ids.tolist(), strict=True)}) == len(
+        places.epochs
+    )
+
+
+def test_draws_follow_their_weights() -> None:
+    weights = np.array([1.0, 0.7, 0.1, 2.0])
+    selected = np.array([3, 8, 11, 12])
+    draws = Draws(selected, Rest(weights, np.array([1, 2]), 2), 20, 5)
+    ids = example_ids(draws, np.arange(20_000))[:, 0]
+    assert len(draws) == 4
+    counts = [int((ids == each).sum()) for each in selected]
+    # False alarms: one in 10,000 seeds.
+    assert chisquare(counts, 20_000 * weights / weights.sum()).pvalue > 1e-4
+    # One draw says nothing of the next one: pairs of neighbours are as frequent as their product.
+    pairs = np.array([[((ids[:-1] == a) & (ids[1:] == b)).sum() for b in selected] for a in selected])
+    assert chisquare(pairs.ravel(), 19_999 * np.outer(weights, weights).ravel() / weights.sum() ** 2).pvalue > 1e-4
+    other = example_ids(Draws(selected, draws.rest, 20, 6), np.arange(20_000))[:, 0]
+    assert 0.3 < (other == ids).mean() < 0.5  # another seed agrees by chance alone: 0.385
 
 
 def test_epochs_and_seeds_have_orders_of_their_own() -> None:

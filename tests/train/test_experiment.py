@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from calls import CPU, rows, same, weights
+from calls import CPU, rows, same, selection_for, weights
 from torch import Tensor
 
 import train.experiment
@@ -43,6 +43,7 @@ def recipe(**given: Any) -> Recipe:
     """Forty steps of 12 examples: evaluations every 8 steps, a checkpoint every 10."""
     fields: dict[str, Any] = {"model": "mlp1", "batch": 12, "examples": 480, "eval_every": 96, "log_every": 36}
     fields |= {"checkpoint_every": 120, "precision": "fp32", "lr": 0.01, "ema": 0.0}
+    fields |= selection_for(given.get("method", "plain"))
     return Recipe(**{"dataset": "synthetic", **fields, **given})
 
 
@@ -76,10 +77,12 @@ def test_a_run_folder_says_everything_about_a_run(tiny: DilutedSet, tmp_path: Pa
     run = tmp_path / "run"
     result = run_experiment(recipe(method=method), tiny, run)
     assert json.loads((run / "result.json").read_text()) == result
+    selected = ["select-rsl"] if method == "mixmatch" else []
     names = {path.name for path in run.iterdir() if not path.name.startswith("events.")}
     assert names == {
         *("config.json", "versions.json", "metrics.jsonl", "result.json"),
         *("checkpoint.pt", "checkpoint-1.pt", "last.pt", "best.pt"),
+        *selected,
     }
     assert len(list(run.glob("events.*"))) == 1
     config = json.loads((run / "config.json").read_text())

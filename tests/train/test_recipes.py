@@ -3,6 +3,7 @@ import math
 from typing import Any
 
 import pytest
+from calls import selection_for
 
 from pipeline.errors import UserError
 from train.methods import METHODS
@@ -11,7 +12,7 @@ from train.recipes import Recipe, difference, recipe_for
 
 @pytest.mark.parametrize("method", list(METHODS))
 def test_every_method_has_a_recipe(method: str) -> None:
-    recipe = recipe_for("mnist5k", method, num_images=3_600, num_copies=21)
+    recipe = recipe_for("mnist5k", method, num_images=3_600, num_copies=21, **selection_for(method))
     assert recipe.method == method
     per_image = 21 if METHODS[method].stream == "examples" else 1
     assert recipe.examples % (3_600 * per_image) == 0
@@ -81,11 +82,17 @@ def test_a_measure_that_cannot_be_made_is_refused(given: dict[str, Any], message
 
 @pytest.mark.parametrize(
     ("field", "method"),
-    [("mixup_beta", "mixup"), ("forget_rate", "coteaching"), ("forget_epochs", "coteaching"), ("mlnt_weight", "mlnt")],
+    [
+        ("mixup_beta", "mixup"),
+        ("forget_rate", "coteaching"),
+        ("forget_epochs", "coteaching"),
+        ("mlnt_weight", "mlnt"),
+        ("mixmatch_beta", "mixmatch"),
+    ],
 )
 def test_a_field_of_one_method_is_refused_for_others(field: str, method: str) -> None:
     given: dict[str, Any] = {field: 0.5}
-    recipe = recipe_for("mnist5k", method, num_images=90, num_copies=4, **given)
+    recipe = recipe_for("mnist5k", method, num_images=90, num_copies=4, **given, **selection_for(method))
     assert getattr(recipe, field) == 0.5
     with pytest.raises(UserError, match=rf"{field} 0\.5 is for method {method}, this is plain; leave it out"):
         recipe_for("mnist5k", "plain", num_images=90, num_copies=4, **given)

@@ -54,6 +54,7 @@ ENTRIES: Final[dict[str, Entry]] = {
     "mlnt": Entry({"method": "mlnt"}),
     "incv": Entry({"select": "incv"}),
     "rsl": Entry({"select": "rsl"}, told="the share of wrong labels in each class"),
+    "rsl_wm": Entry({"select": "rsl", "method": "mixmatch"}, told="the share of wrong labels in each class"),
     "histogram": Entry({"method": "histogram"}, told="which labels share an image"),
     "marginal": Entry({"method": "marginal"}, told="which labels share an image, and that one of them is right"),
     "h_alpha": Entry({"method": "h_alpha"}, told="the clean labels"),

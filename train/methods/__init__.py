@@ -7,6 +7,7 @@ from train.methods.forward import Forward
 from train.methods.h_alpha import HAlpha
 from train.methods.histogram import Histogram
 from train.methods.marginal import Marginal
+from train.methods.mixmatch import MixMatch
 from train.methods.mixup import Mixup
 from train.methods.mlnt import MLNT
 from train.methods.plain import Method, Plain, Setting
@@ -22,4 +23,5 @@ METHODS: dict[str, type[Method]] = {
     "forward": Forward,
     "coteaching": Coteaching,
     "mlnt": MLNT,
+    "mixmatch": MixMatch,
 }

@@ -36,6 +36,9 @@ class Setting:
         mlnt_neighbours: Of a row, whose labels a set takes, 1 or more.
         mlnt_replaced_frac: Share of a set's rows that take one, in [0, 1].
         mlnt_ramp_epochs: Passes over the data until that weight is reached, above 0.
+        mixmatch_weight: Of the loss on unlabelled images in the end, 0 or more.
+        mixmatch_temperature: Of guessed labels, above 0; below 1 it sharpens them.
+        mixmatch_beta: Both parameters of the Beta distribution that its images are mixed by, 0 or more.
         mentor: The net of an earlier run; None for none.
         rows: Of a batch that a step sees at once, in all processes.
         seed: The run's.
@@ -56,6 +59,9 @@ class Setting:
     mlnt_neighbours: int = 10
     mlnt_replaced_frac: float = 0.5
     mlnt_ramp_epochs: float = 20.0
+    mixmatch_weight: float = 75.0
+    mixmatch_temperature: float = 0.5
+    mixmatch_beta: float = 0.75
     mentor: nn.Module | None = None
     rows: int = 0
     seed: int = 0
@@ -70,6 +76,8 @@ class Method(ABC):
         only_law: The law that it is defined for; None for any.
         num_nets: Nets that it trains: one, or two as `Twins`.
         has_teacher: Whether it learns from an average of its net, which is then what is evaluated.
+        rest_views: Views of an example that was not selected, which every row of a batch brings with it, after it; 0
+            for a method that learns from what was selected alone.
         num_labels: Labels that one row of a batch brings to the loss.
         row_losses: Of the latest step, of a method whose rows have one each; without gradient.
         kept_rows: Those of the latest step that each net chose, of a method that leaves some out.
@@ -80,6 +88,7 @@ class Method(ABC):
     only_law: ClassVar[str | None] = None
     num_nets: ClassVar[int] = 1
     has_teacher: ClassVar[bool] = False
+    rest_views: ClassVar[int] = 0
     num_labels: int = 1
     row_losses: Tensor | None = None
     kept_rows: Bool[Tensor, "nets b"] | None = None

@@ -16,6 +16,7 @@ from numpy import ndarray as Array
 
 from pipeline.dataset import DilutedSet
 from pipeline.loaders import Evaluation
+from pipeline.stream import Rest
 from train.distributed import World
 from train.evaluate import Predictor
 from train.recipes import Recipe
@@ -30,10 +31,12 @@ class Part:
     Args:
         train: Example ids, ascending; None is all that `val_frac` leaves.
         noisy_val: Example ids, ascending; None is the images that `val_frac` holds out.
+        rest: Shown beside those of `train`, for a method that learns from both.
     """
 
     train: Int64[Array, " e"] | None = None
     noisy_val: Int64[Array, " v"] | None = None
+    rest: Rest | None = None
 
 
 ALL: Final = Part()

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Final
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Float32, Float64, Int64, Integer
 from numpy import ndarray as Array
 
 from pipeline.errors import UserError
@@ -103,6 +103,31 @@ def _refuse_empty(kept: Float64[Array, " k"], counts: Int64[Array, " k"]) -> Non
             f"label {label} would keep none of its {counts[label]:,} examples, and a net would never learn it; "
             "give more examples or a lower noise rate"
         )
+
+
+def draw_weights(
+    losses: Float32[Array, " n"], labels: Integer[Array, " n"], *, least: float = 0.7
+) -> Float64[Array, " n"]:
+    """Return how often to draw each example, against one of the smallest loss of its observed class, which has 1.
+
+    With u = (l - l_min) / (l_max - l_min), where the class's smallest and largest losses are meant, that is
+    exp(-κ u) for κ = -log(least), or least to the power of u.
+
+    Args:
+        losses: Mean losses of all examples; nan for those that were never seen, which have no weight: nan.
+        labels: As observed.
+        least: The weight of the largest loss of a class, in (0, 1].
+
+    Source: Gui et al. 2021 (RSL_WM); κ = -log 0.7.
+    """
+    seen = ~np.isnan(losses)
+    smallest, largest = np.full(int(labels.max()) + 1, np.inf), np.full(int(labels.max()) + 1, -np.inf)
+    np.minimum.at(smallest, labels[seen], losses[seen])
+    np.maximum.at(largest, labels[seen], losses[seen])
+    spread = (largest - smallest)[labels]
+    above = losses - smallest[labels]
+    weights: Float64[Array, " n"] = least ** np.divide(above, spread, out=np.where(seen, 0.0, np.nan), where=spread > 0)
+    return weights
 
 
 def loss_margins(transition: Float64[Array, "k k"]) -> Float64[Array, " k"]:

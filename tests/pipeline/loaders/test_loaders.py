@@ -18,7 +18,7 @@ from pipeline.loaders.replace import stand_ins
 from pipeline.loaders.resident import gather_shift_torch
 from pipeline.plan import Options, plan_build
 from pipeline.sources.synthetic import synthetic
-from pipeline.stream import Stream
+from pipeline.stream import Rest, Stream
 from pipeline.types import Batch
 
 NUM_IMAGES, ALPHA = 61, 4
@@ -197,6 +197,14 @@ def test_a_bad_row_is_filled_by_the_previous_good_one(bad: list[bool]) -> None:
         assert source == (good_before[-1] if good_before else bad.index(False))
 
 
+def test_rows_of_a_position_are_filled_together() -> None:
+    bad = np.array([0, 1, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0], dtype=np.bool_)
+    assert stand_ins(bad, together=3).tolist() == [3, 4, 5, 3, 4, 5, 3, 4, 5, 9, 10, 11]
+    assert stand_ins(bad, together=1).tolist() == stand_ins(bad).tolist()
+    with pytest.raises(DamagedImageError):
+        stand_ins(bad, together=6)
+
+
 def damage(folder: Path, image_id: int) -> DilutedSet:
     """Flip a byte in the pixels of one training image; the DEFLATE stream stays readable, only the crc tells."""
     row = np.load(folder / "train.index.npy")[image_id]
@@ -254,3 +262,47 @@ def test_an_unknown_loader_lists_the_menu() -> None:
 def test_a_batch_larger_than_the_data_is_refused() -> None:
     with pytest.raises(UserError, match="larger than the data"):
         open_batches(DATASET, batch=NUM_IMAGES * (1 + ALPHA) + 1)
+
+
+def draws_of(dataset: DilutedSet, **options: Any) -> Any:
+    """Open batches that draw from the first 20 examples, besides views of all others."""
+    every = np.arange(NUM_IMAGES * (1 + ALPHA))
+    rest = Rest(np.linspace(0.7, 1, 30), every[30:], 2)
+    return open_batches(dataset, batch=24, seed=1, example_ids=every[:30], rest=rest, **options)
+
+
+def test_batches_of_draws_hold_views_besides_whatever_rank_they_go_to() -> None:
+    whole = draws_of(DATASET)
+    assert whole.num_examples == 30
+    ranks = [draws_of(DATASET, rank=rank, world_size=2) for rank in range(2)]
+    for _ in range(3):
+        position = whole.position
+        batch = next(whole)
+        images, rows = batch.images.unflatten(0, (24, 3)), batch.rows.view(24, 3)
+        assert batch.labels.shape == (72,)
+        assert (rows[:, 0] < 30).all()
+        assert (rows[:, 1] >= 30).all()
+        assert torch.equal(rows[:, 1], rows[:, 2])
+        different = (images[:, 1] != images[:, 2]).flatten(1).any(dim=1)
+        assert different.float().mean() > 0.9  # of shifts by up to two px and flips, one pair in 50 is the same
+        parts = [next(each) for each in ranks]
+        for name in ("images", "labels", "rows"):
+            assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(batch, name)), name
+        assert whole.rows_at(position).tolist() == batch.rows.tolist()
+        equal(next(draws_of(DATASET, start=position)), batch)
+
+
+def test_a_damaged_image_takes_its_whole_position_with_it(shards: Path, tmp_path: Path) -> None:
+    for file in shards.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    clean, damaged = draws_of(DATASET), draws_of(damage(tmp_path, 17))
+    seen = 0
+    for _ in range(4):
+        a, b = next(clean), next(damaged)
+        bad = a.rows.numpy() % NUM_IMAGES == 17
+        np.testing.assert_array_equal(b.replaced.numpy(), np.flatnonzero(bad))
+        source = stand_ins(bad, together=3)
+        for name in ("images", "labels", "rows"):
+            assert torch.equal(getattr(b, name), getattr(a, name)[source]), name
+        seen += int(bad.sum())
+    assert damaged.num_replaced == seen > 0

@@ -9,7 +9,14 @@ from numpy import ndarray as Array
 
 from pipeline.errors import UserError
 from pipeline.laws import Map, Pair, Symmetric, SymmetricInclusive, Uniform
-from train.theory.rsl import failed_conditions, kept_counts, kept_shares, loss_margins, observed_noise_rates
+from train.theory.rsl import (
+    draw_weights,
+    failed_conditions,
+    kept_counts,
+    kept_shares,
+    loss_margins,
+    observed_noise_rates,
+)
 
 CLASSES = 10
 EVEN = np.full(CLASSES, 0.1)  # CIFAR-10: 4,500 training images of each of 10 classes
@@ -135,3 +142,14 @@ def test_what_fails_is_named() -> None:
         "label 1: images of class 0 carry it as often as its own (0.4 against 0.3), so that their losses are as small",
     ]
     assert loss_margins(matrix) == pytest.approx(np.array([0.3, -0.05, 0.15]))
+
+
+def test_weights_of_draws_fall_from_1_to_070_within_each_observed_class() -> None:
+    nan = float("nan")
+    losses = np.array([2, 6, 3, nan, 100, 0, 5], dtype=np.float32)
+    labels = np.array([0, 0, 0, 0, 2, 2, 3], dtype=np.uint16)
+    found = draw_weights(losses, labels)
+    # exp(-κ u), κ = -log 0.7; u = (3 - 2) / (6 - 2) for the third. Class 3 has one example, and no spread.
+    expected = [1, 0.7, np.exp(np.log(0.7) / 4), nan, 0.7, 1, 1]
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    assert draw_weights(losses, labels, least=0.2)[1] == pytest.approx(0.2)
