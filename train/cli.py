@@ -97,7 +97,7 @@ def train(
         str | None,
         Option(
             help="Take net, batch, optimizer, schedule, length and augmentation from a paper on label noise: incv, "
-            "coteaching, mlnt, rsl, each for its data sets; flags that are given besides win [default: none]"
+            "coteaching, mlnt, rsl, rsl_wm, each for its data sets; flags that are given besides win [default: none]"
         ),
     ] = None,
     loader: Annotated[

@@ -79,6 +79,16 @@ def test_the_papers_own_numbers_are_for_its_own_method() -> None:
     assert not any(name.startswith("mlnt") for name in page_of("mlnt", "cifar10", "plain").fields(100))
 
 
+def test_mixmatch_takes_half_a_million_steps_and_ends_with_the_authors_average() -> None:
+    page = page_of("rsl_wm", "cifar10", "mixmatch")
+    recipe = recipe_for("cifar10", "mixmatch", num_images=45_000, num_copies=1, page=page, select="rsl")
+    steps = recipe.examples / recipe.batch
+    assert steps == pytest.approx(500 * 1024, rel=1e-3)
+    assert recipe.ema / (recipe.ema + steps) == pytest.approx(1 - 0.999, rel=2e-3)
+    assert (recipe.mixmatch_weight, recipe.select_epochs) == (75, 200)
+    assert "select_epochs" not in page_of("rsl_wm", "cifar10", "plain").fields(100)
+
+
 def test_what_the_user_gives_wins_over_the_page() -> None:
     page = page_of("rsl", "cifar10", "plain")
     recipe = recipe_for("cifar10", "plain", num_images=100, num_copies=3, page=page, epochs=2.0, lr=0.5, model="conv2")
@@ -88,7 +98,8 @@ def test_what_the_user_gives_wins_over_the_page() -> None:
 
 
 def test_a_paper_or_a_set_that_is_not_there_lists_the_menu() -> None:
-    with pytest.raises(UserError, match="unknown paper 'dividemix'; the papers are: incv, coteaching, mlnt, rsl"):
+    message = "unknown paper 'dividemix'; the papers are: incv, coteaching, mlnt, rsl, rsl_wm"
+    with pytest.raises(UserError, match=message):
         page_of("dividemix", "cifar10", "plain")
     message = "--paper mlnt has settings for cifar10, clothing1m, not for webvision; leave it out"
     with pytest.raises(UserError, match=re.escape(message)):
