@@ -23,6 +23,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -34,10 +35,13 @@ from pipeline.dataset import DilutedSet, dilute
 from pipeline.laws import Symmetric, Uniform
 from pipeline.loaders import open_batches
 from pipeline.sources import open_source
+from pipeline.stream import Rest
 from train.assemble import build_learner
 from train.example_losses import ExampleLosses
 from train.loop import Run
 from train.methods import METHODS
+from train.select import Part
+from train.select.task import ALL
 
 ALPHA: Final = 20
 RATE: Final = 0.5
@@ -75,7 +79,15 @@ def kinds_of(method: str) -> list[tuple[str, dict[str, Any]]]:
     if method == "mlnt":
         common = {"mlnt_sets": SETS, "mlnt_ramp_epochs": AT_ONCE, "ema": 0.0}
         return [(f"{method}-{order}", {**common, "mlnt_order": order}) for order in ("first", "second")]
-    return [(method, {})]
+    return [(method, {"select": "rsl"} if METHODS[method].rest_views else {})]
+
+
+def part_of(dataset: DilutedSet, method: str) -> Part:
+    """Return what a method is trained on: all, or every other example as labelled and the rest beside them."""
+    views, example_ids = METHODS[method].rest_views, np.arange(dataset.formula.num_examples)
+    if not views:
+        return ALL
+    return Part(example_ids[::2], rest=Rest(np.ones(len(example_ids[::2])), example_ids[1::2], views))
 
 
 @cache
@@ -90,7 +102,8 @@ def _run(
 ) -> list[Variant]:
     """Go on with a run by some steps of the trainer's own loop; show its floors and what memory it takes."""
     massive = METHODS[method].stream == "images" or METHODS[method].only_law == "uniform"
-    run, log = open_run(net, data_of(net.size_px, massive), method=method, **fields)
+    dataset = data_of(net.size_px, massive)
+    run, log = open_run(net, dataset, method=method, part=part_of(dataset, method), **fields)
     title = f"{net.model}-{net.size_px}px-{name}"
     floors = floors_of(run, net, method, fields)
     unit = "examples/s" if run.method.stream == "examples" else "images/s"

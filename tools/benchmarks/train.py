@@ -38,7 +38,7 @@ from pipeline.console import console
 from pipeline.dataset import DilutedSet, dilute, open_shards
 from pipeline.loaders import open_batches, open_evaluation
 from pipeline.sources import open_source
-from train.assemble import build_learner, method_of
+from train.assemble import build_learner, training_of
 from train.clock import Clock
 from train.learner import resolve_precision
 from train.loop import SAVE_EVERY_S, Run, fit, save
@@ -46,6 +46,8 @@ from train.methods import METHODS, Setting
 from train.metrics import Display, Log, Pace
 from train.models import build_model
 from train.recipes import Recipe, recipe_for
+from train.select import Part
+from train.select.task import ALL
 
 DEVICE: Final = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ALPHA: Final = 20
@@ -276,18 +278,18 @@ def _recipe(dataset: DilutedSet, method: str, net: Net | None = None, **more: An
     )
 
 
-def open_run(net: Net, dataset: DilutedSet, *, method: str = "plain", **more: Any) -> tuple[Run, Log]:
-    """Open a run that never ends; more fields of its recipe may be given."""
-    recipe = _recipe(dataset, method, net, **more)
-    step = method_of(recipe, dataset)
-    batches = open_batches(dataset, batch=net.batch, stream=step.stream, device=DEVICE)
+def open_run(net: Net, dataset: DilutedSet, *, method: str = "plain", part: Part = ALL, **more: Any) -> tuple[Run, Log]:
+    """Open a run that never ends, on a part of the data; more fields of its recipe may be given."""
+    recipe = _recipe(dataset, method, net, **{"val_frac": 0.0, **more})
+    learner = build_learner(recipe, dataset, DEVICE)
+    step, batches = training_of(recipe, dataset, learner, part)
     folder = temporary_folder() / "run"
     folder.mkdir()
     run = Run(
         recipe,
         dataset,
         folder,
-        build_learner(recipe, dataset, DEVICE),
+        learner,
         step,
         batches,
         test=open_evaluation(dataset, device=DEVICE),

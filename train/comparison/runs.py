@@ -45,6 +45,7 @@ class Comparison:
         own: Those of `train.comparison.entries.OWN`.
         seeds: Runs a method.
         equal_time: Also for equal time.
+        augment: Whether images are shifted and flipped as is usual for the set.
     """
 
     place: Place
@@ -57,6 +58,7 @@ class Comparison:
     own: Mapping[str, Any] = field(default_factory=dict)
     seeds: int = 3
     equal_time: bool = False
+    augment: bool = True
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,7 @@ def entrant(
         clean=comparison.images,
         settings=settings,
         uncut=True,
+        augment=comparison.augment,
     )
     return Entrant(comparison.place, SCALES["full"], point, "recipe", "recipe", seed, name, budget)
 

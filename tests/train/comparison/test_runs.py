@@ -202,3 +202,11 @@ def test_selections_and_meta_learning_take_part(tmp_path: Path) -> None:
         ("", 1, None), ("incv", 10, 30.0), ("rsl", 10, 30.0),
     ]  # fmt: skip
     assert rows["mlnt"]["label_precision"] is None
+
+
+def test_images_may_be_shown_as_they_are(tmp_path: Path) -> None:
+    run(comparison(tmp_path / "out", "plain", augment=False))
+    (config,) = (tmp_path / "out").glob("*/config.json")
+    assert json.loads(config.read_text())["data"]["augmentation"]["shift_px"] == 0
+    with pytest.raises(UserError, match="augment"):
+        claim(comparison(tmp_path / "out", "plain"))
