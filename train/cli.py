@@ -76,7 +76,8 @@ def train(
         str | None,
         Option(
             help="First decide which examples to train on: incv (labels that nets trained on the other half predict), "
-            "rsl (small mean losses, class by class); RUN/select-NAME/ has ids and scores [default: all]"
+            "rsl (small mean losses, class by class), or all, and how many labels are wrong (for method coteaching, "
+            "estimated); RUN/select-NAME/ has ids and scores [default: no selection]"
         ),
     ] = None,
     select_epochs: Annotated[
@@ -87,10 +88,11 @@ def train(
         ),
     ] = None,
     select_rate: Annotated[
-        float | None,
+        str | None,
         Option(
-            help="Share of wrong labels that the selection reckons with, in [0, 1) "
-            "[default: rsl: by the law; incv: estimated]"
+            help="Share of wrong labels that the selection reckons with, in [0, 1), or auto: estimated "
+            "[default: rsl: by the law, if it says; incv, all: estimated]",
+            metavar="RATE|auto",
         ),
     ] = None,
     paper: Annotated[
@@ -372,7 +374,7 @@ def train(
             "model": model,
             "select": select,
             "select_epochs": select_epochs,
-            "select_rate": select_rate,
+            "select_rate": number_or_auto("--select-rate", select_rate, float),
             "loader": loader,
             "order": order,
             "window": window,

@@ -23,7 +23,7 @@ from train.schedule import SCHEDULES
 if TYPE_CHECKING:
     from train.papers import Page
 
-SELECTIONS: Final = ("incv", "rsl")  # `train.select` has their code
+SELECTIONS: Final = ("incv", "rsl", "all")  # `train.select` has their code
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +43,8 @@ class Recipe:
         method: One of `METHODS`.
         select: One of `SELECTIONS`, a phase that decides which examples are trained on; None trains on all.
         select_epochs: Passes over its data of each net that the selection trains; None is its own choice.
-        select_rate: Share of wrong labels that the selection reckons with, in [0, 1); None is what the law says, or an
-            estimate.
+        select_rate: Share of wrong labels that the selection reckons with, in [0, 1); "auto" is an estimate, None what
+            the law says, or an estimate where it does not, or where the selection's paper has one.
         loader: One of the loaders, or "auto".
         order: "full" or "passes".
         window: Blocks of 1,024 images that order "passes" mixes; None is the loaders' default.
@@ -109,7 +109,7 @@ class Recipe:
     method: str = "plain"
     select: str | None = None
     select_epochs: float | None = None
-    select_rate: float | None = None
+    select_rate: float | str | None = None
     loader: str = "auto"
     order: str = "full"
     window: int | None = None
@@ -158,10 +158,12 @@ class Recipe:
         check_choice("optimizer", self.optimizer, OPTIMIZERS)
         check_choice("schedule", self.schedule, SCHEDULES)
         check_choice("precision", self.precision, PRECISIONS)
-        for name in ("momentum", "beta2", "warmup_frac", "val_frac", "label_smoothing", "forget_rate", "select_rate"):
+        for name in ("momentum", "beta2", "warmup_frac", "val_frac", "label_smoothing", "forget_rate"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
                 raise UserError(f"{name} is {value}; give a number in [0, 1)")
+        if isinstance(self.select_rate, float | int) and not 0 <= self.select_rate < 1:
+            raise UserError(f"select_rate is {self.select_rate}; give a number in [0, 1), or auto")
         if self.example_losses and self.method != "plain":
             raise UserError(f"example_losses adds up the losses of method plain, this is {self.method}; leave it out")
         self._check_selection()
@@ -223,18 +225,21 @@ class Recipe:
             for name in ("select_epochs", "select_rate"):
                 if getattr(self, name) is not None:
                     raise UserError(
-                        f"{name} {getattr(self, name)} is for a selection; give --select {' or '.join(SELECTIONS)}, "
+                        f"{name} {getattr(self, name)} is for a selection; give --select {', '.join(SELECTIONS)}, "
                         "or leave it out"
                     )
-            if METHODS[self.method].rest_views:
-                raise UserError(
-                    f"method {self.method} learns from the labels of a selection and from the images of all else; give "
-                    f"--select {' or '.join(SELECTIONS)}, or another --method"
-                )
+            self._check_rest()
             return
         check_choice("selection", self.select, SELECTIONS)
         if self.select_epochs is not None and not 0 < self.select_epochs < math.inf:
             raise UserError(f"select_epochs is {self.select_epochs}; give a finite number above 0")
+        if self.select == "all":
+            self._check_rest()
+            if self.select_rate not in (None, "auto"):
+                raise UserError(
+                    f"selection all estimates the share of wrong labels, and select_rate {self.select_rate} says it; "
+                    "leave one of them out, or give method coteaching that number as --forget-rate"
+                )
         if METHODS[self.method].stream == "images":
             raise UserError(
                 f"selection {self.select} keeps single examples, and {self.method} sees all labels of an image at "
@@ -248,6 +253,13 @@ class Recipe:
             raise UserError(
                 "selection rsl does not say how many of the labels that it keeps are wrong; give --forget-rate, the "
                 "share of them in [0, 1)"
+            )
+
+    def _check_rest(self) -> None:
+        if METHODS[self.method].rest_views:
+            raise UserError(
+                f"method {self.method} learns from the labels of a selection and from the images of all else; give "
+                "--select incv or rsl, or another --method"
             )
 
 

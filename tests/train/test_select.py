@@ -129,7 +129,7 @@ def selected(run: Path, name: str) -> Any:
     return np.load(run / f"select-{name}" / "selected.npy")
 
 
-@pytest.mark.parametrize("name", SELECTIONS)
+@pytest.mark.parametrize("name", ["incv", "rsl"])
 def test_a_run_trains_on_what_was_selected_and_on_nothing_else(
     wrong_set: DilutedSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -161,7 +161,7 @@ def test_a_run_trains_on_what_was_selected_and_on_nothing_else(
     assert len(lines) == 108
 
 
-@pytest.mark.parametrize("name", SELECTIONS)
+@pytest.mark.parametrize("name", ["incv", "rsl"])
 def test_copies_are_selected_one_by_one(tiny: DilutedSet, tmp_path: Path, name: str) -> None:
     recipe = Recipe(**FIELDS, select=name, select_epochs=3, **({"select_rate": 0.5} if name == "incv" else {}))
     run_experiment(recipe, tiny, tmp_path / "run")
@@ -175,7 +175,7 @@ def test_copies_are_selected_one_by_one(tiny: DilutedSet, tmp_path: Path, name: 
     assert not by_copy[:, 108:].any()
 
 
-@pytest.mark.parametrize("name", SELECTIONS)
+@pytest.mark.parametrize("name", ["incv", "rsl"])
 @pytest.mark.parametrize("at", [7, 60, 100])
 def test_a_killed_selection_goes_on_and_ends_the_same(
     wrong_set: DilutedSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, at: int
@@ -237,8 +237,8 @@ def test_weights_that_were_selected_for_are_validated_through_the_noise(wrong_se
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"select": "insv"}, "unknown selection 'insv'; the selections are: incv, rsl"),
-        ({"select_rate": 0.5}, "select_rate 0.5 is for a selection; give --select incv or rsl"),
+        ({"select": "insv"}, "unknown selection 'insv'; the selections are: incv, rsl, all"),
+        ({"select_rate": 0.5}, "select_rate 0.5 is for a selection; give --select incv, rsl, all"),
         ({"select": "rsl", "select_rate": 1.0}, r"select_rate is 1.0; give a number in \[0, 1\)"),
         ({"select": "rsl", "select_epochs": 0.0}, "select_epochs is 0.0; give a finite number above 0"),
         (
@@ -247,11 +247,45 @@ def test_weights_that_were_selected_for_are_validated_through_the_noise(wrong_se
         ),
         ({"select": "incv", "order": "passes"}, "give --order full"),
         ({"select": "rsl", "method": "coteaching"}, "give --forget-rate"),
+        (
+            {"select": "all", "select_rate": 0.3},
+            "selection all estimates the share of wrong labels, and select_rate 0.3",
+        ),
+        ({"select": "all", "method": "mixmatch"}, "the images of all else; give --select incv or rsl"),
     ],
 )
 def test_what_does_not_go_with_a_selection_is_refused(given: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         Recipe(**FIELDS, **given)
+
+
+@pytest.fixture
+def many_wrong() -> DilutedSet:
+    """1,500 images of 4 classes that look the same every time, three labels in ten wrong."""
+    source = synthetic(num_train=1500, num_test=40, height=8, width=8, channels=1, num_classes=4)
+    made = dilute(source, alpha=0, law=Symmetric(0.3))
+    return dataclasses.replace(made, augmentation=made.augmentation.for_evaluation())
+
+
+def test_coteaching_forgets_as_many_as_are_estimated_to_be_wrong(many_wrong: DilutedSet, tmp_path: Path) -> None:
+    fields = {**FIELDS, "lr": 1e-3, "select": "all", "select_epochs": 40, "method": "coteaching", "forget_epochs": 0.1}
+    result = run_experiment(Recipe(**{**fields, "log_every": 540}), many_wrong, tmp_path / "run")
+    found = result["selection"]
+    assert found["wrong_share"] == found["noise_ratio"] == pytest.approx(0.3, abs=0.07)
+    assert found["kept"] == found["judged"] == 1350
+    last = [row for row in rows(tmp_path / "run") if "coteaching/kept_frac" in row][-1]
+    assert last["coteaching/kept_frac"] == round(12 * (1 - found["wrong_share"])) / 12
+
+
+@pytest.mark.parametrize("rate", ["auto", None, 0.1])
+def test_rsl_estimates_the_share_of_wrong_labels_when_asked_to(
+    rate: str | float | None, many_wrong: DilutedSet, tmp_path: Path
+) -> None:
+    recipe = Recipe(**FIELDS | {"lr": 1e-3}, select="rsl", select_rate=rate, select_epochs=40)
+    found = run_experiment(recipe, many_wrong, tmp_path / "run")["selection"]
+    assert (tmp_path / "run/select-rsl/rate").exists() == (rate == "auto")
+    expected = {"auto": pytest.approx([0.3] * 4, abs=0.07), None: pytest.approx([0.3] * 4, abs=0.01), 0.1: [0.1] * 4}
+    assert found["noise_rates"] == expected[rate]
 
 
 def test_massive_noise_on_few_examples_says_that_the_ratio_is_wanted(

@@ -107,7 +107,7 @@ class Coteaching(Method):
         if rate is None:
             raise UserError(
                 f"method coteaching wants to know how many labels are wrong, and law {setting.law.name} does not say; "
-                "give --forget-rate, the share of them in [0, 1)"
+                "give --forget-rate, the share of them in [0, 1), or --select all, which estimates it"
             )
         check_share("forget_rate", rate, below_one=True)
         self.label_smoothing = setting.label_smoothing

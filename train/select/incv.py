@@ -68,14 +68,14 @@ def select_incv(task: Task) -> Selection:
     recipe, formula = task.recipe, task.dataset.formula
     never, unjudged = np.zeros(len(labels), dtype=np.uint8), np.full(len(labels), np.nan, dtype=np.float32)
     state = State(never, candidates, unjudged)
-    ratio = recipe.select_rate
+    ratio = None if isinstance(recipe.select_rate, str) else recipe.select_rate
     told: list[dict[str, float]] = []
     for iteration in range(ITERATIONS):
         halves = split(state.candidates, formula.num_images, seed=recipe.seed, iteration=iteration)
         chosen, dropped = np.zeros_like(candidates), np.zeros_like(candidates)
         for side in (0, 1):
             learnt, asked = state.selected | halves[side], halves[1 - side]
-            refuse_empty(learnt, asked, iteration)
+            refuse_empty(learnt, asked, iteration, "incv")
             half = train_half(task, f"{iteration + 1}{'ab'[side]}", learnt, asked)
             if ratio is None:
                 ratio = estimated(half, labels)
@@ -179,7 +179,9 @@ def estimated(half: Half, labels: Int64[Array, " e"]) -> float:
     try:
         ratio = estimate_noise_ratio(accuracy, num_classes=half.task.dataset.num_classes, num_examples=number)
     except UserError as error:
-        raise UserError(f"selection incv cannot tell the noise ratio: {error}; give --select-rate") from None
+        name = str(half.task.recipe.select)
+        instead = "--forget-rate in place of --select all" if name == "all" else "--select-rate"
+        raise UserError(f"selection {name} cannot tell the noise ratio: {error}; give {instead}") from None
     if fitted < _FITS and half.task.world.is_first:
         console.print(
             f"warning: the net fits {fitted:.0%} of its own labels, so that the noise ratio {ratio:.3f} is estimated "
@@ -204,7 +206,7 @@ def largest(losses: Float32[Array, " e"], of: Bool[Array, " e"], number: int) ->
     return marked
 
 
-def refuse_empty(learnt: Bool[Array, " e"], asked: Bool[Array, " e"], iteration: int) -> None:
+def refuse_empty(learnt: Bool[Array, " e"], asked: Bool[Array, " e"], iteration: int, name: str) -> None:
     """Stop where a half has nothing to train on or to judge.
 
     Raises:
@@ -212,6 +214,6 @@ def refuse_empty(learnt: Bool[Array, " e"], asked: Bool[Array, " e"], iteration:
     """
     if not learnt.any() or not asked.any():
         raise UserError(
-            f"selection incv has {learnt.sum():,} examples to train on and {asked.sum():,} to judge in iteration "
+            f"selection {name} has {learnt.sum():,} examples to train on and {asked.sum():,} to judge in iteration "
             f"{iteration + 1}; it needs some of both: give more data"
         )

@@ -10,6 +10,7 @@ from pipeline.console import console
 from pipeline.errors import UserError
 from train.example_losses import read_losses
 from train.methods.forward import known_transition
+from train.select.rate import estimate_rate
 from train.select.selection import Selection
 from train.select.task import ALL, Task
 from train.theory.rsl import failed_conditions, kept_counts, observed_noise_rates
@@ -18,15 +19,16 @@ from train.theory.rsl import failed_conditions, kept_counts, observed_noise_rate
 def select_rsl(task: Task) -> Selection:
     """Train on all examples, then keep those of smallest mean loss, class by observed class.
 
-    The noise rates of the observed classes are those of the law, or all the one that is given. Where a law contradicts
-    the conditions under which small losses are right labels, a warning says so.
+    The noise rates of the observed classes are those of the law, or all the one that is given, or that is estimated
+    where the law does not say it. Where a law contradicts the conditions under which small losses are right labels, a
+    warning says so.
 
     Source: Gui et al. 2021 (RSL, arXiv 2106.09291).
     Deviates: losses are those of the training passes; see `train.example_losses`. The net is the run's own, trained as
         long as `select_epochs` says, by default as long as the run itself; the authors take 200 epochs.
 
     Raises:
-        UserError: If the noise rates are not known, or a class would keep no example.
+        UserError: If the noise rates cannot be told, or a class would keep no example.
     """
     labels, candidates = task.labels, task.candidates()
     num_classes, source = task.dataset.num_classes, task.dataset.train.source_labels
@@ -46,25 +48,26 @@ def noise_rates(task: Task, prior: Float64[Array, " k"]) -> Float64[Array, " k"]
     """Return the share of wrong labels among the examples of each observed class.
 
     Raises:
-        UserError: If neither the recipe nor the law says it.
+        UserError: If neither the recipe nor the law says it, and it cannot be estimated.
     """
     formula, given = task.dataset.formula, task.recipe.select_rate
-    if given is not None:
-        return np.full(formula.num_classes, given)
-    unknown = UserError(
-        f"selection rsl wants to know how many labels are wrong, and law {formula.law.name} does not say; "
-        "give --select-rate, the share of them in [0, 1)"
-    )
-    if task.dataset.observed:
-        raise unknown
-    try:
-        matrix = known_transition(formula.law, alpha=formula.alpha, num_classes=formula.num_classes)
-    except UserError:
-        raise unknown from None
+    matrix = None if given is not None or task.dataset.observed else _matrix(task)
+    if matrix is None:
+        rate = estimate_rate(task)[0] if given is None or isinstance(given, str) else given
+        return np.full(formula.num_classes, rate)
     if task.world.is_first:
         for line in failed_conditions(matrix):
             console.print(f"warning: {line}", soft_wrap=True, highlight=False)
     return observed_noise_rates(matrix, prior)
+
+
+def _matrix(task: Task) -> Float64[Array, "k k"] | None:
+    """Return the transition matrix of the law; None if it has none."""
+    formula = task.dataset.formula
+    try:
+        return known_transition(formula.law, alpha=formula.alpha, num_classes=formula.num_classes)
+    except UserError:
+        return None
 
 
 def smallest_of_classes(
