@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from train.figures.menu import FIGURES
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 TOOL = str(ROOT / "tools/reproduce")
 
@@ -59,6 +61,16 @@ def test_a_killed_grid_goes_on_and_finds_what_it_would_have_found(tmp_path: Path
     ]
     assert sorted(told) == sorted(straight)
     assert len(told) == 4
+
+
+@pytest.mark.slow
+def test_what_cannot_be_run_leaves_a_page_that_says_so_and_no_picture(tmp_path: Path) -> None:
+    done = reproduce(tmp_path / "out", "all", "--scale", "smoke", "--source", str(tmp_path / "nowhere"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("not run: ") == len(FIGURES)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["report.html"]
+    text = (tmp_path / "out/report.html").read_text(encoding="utf-8")
+    assert text.count("<p>Not run.</p>") == len(FIGURES)
 
 
 @pytest.mark.parametrize(
