@@ -58,9 +58,10 @@ def _draw_panel(axes: Any, panel: Panel, rows: list[Row]) -> None:
         axes.fill_between(xs, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
         if names in panel.published:
             paper = panel.published[names]
-            style = {"color": line.get_color(), "linestyle": "--", "linewidth": 1}
-            axes.plot([*paper], [*paper.values()], **style, label=f"{label}: the paper")
+            axes.plot([*paper], [*paper.values()], color=line.get_color(), linestyle="--", linewidth=1)
         first = first or {at: mean.value for at, mean in means.items()}
+    if panel.published.keys() & lines:
+        axes.plot([], [], color="grey", linestyle="--", linewidth=1, label="the paper")  # one entry stands for all
     for name, reference in panel.references.items():
         if first:
             start = next(iter(first.values()))

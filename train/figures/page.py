@@ -36,9 +36,11 @@ def page(figures: dict[str, tuple[Figure, list[Row]]]) -> str:
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>Dilute: the paper\'s experiments</title>'
         f"<style>{STYLE}</style></head><body><h1>Deep learning under massive label noise: the experiments</h1>"
-        "<p>Claims of Rolnick et al. 2017 (arXiv 1705.10694) beside our runs. Accuracy is top-1 on test images after "
-        "the last step, the mean over seeds with its range; nothing is chosen with test images. Bands in the pictures "
-        "are 95 % confidence intervals of the mean (Student's t).</p>" + "\n".join(parts) + "</body></html>\n"
+        "<p>Claims of Rolnick et al. 2017 (arXiv 1705.10694), or of the paper that a figure names, beside our runs. "
+        "Accuracy is top-1 on test images after the last step, the mean over seeds with its range; nothing is chosen "
+        "with test images. Bands in the pictures are 95 % confidence intervals of the mean (Student's t).</p>"
+        + "\n".join(parts)
+        + "</body></html>\n"
     )
 
 
