@@ -106,6 +106,13 @@ def meta_recipe(accumulate: int) -> Recipe:
     )
 
 
+def ranking_recipe(accumulate: int) -> Recipe:
+    """Return a short run in which examples compete over the data set, wherever they are."""
+    return dataclasses.replace(
+        recipe("coteaching", "mlp1"), accumulate=accumulate, forget_rate=0.5, forget_epochs=0.3, rank_over="data"
+    )
+
+
 def data() -> DilutedSet:
     """Return 120 images of 8 × 8 px in 4 classes, alpha = 3."""
     return dilute(synthetic(num_train=120, num_test=41, height=8, width=8, channels=1, num_classes=4), alpha=3)
@@ -124,6 +131,7 @@ def run_everywhere(folder: Path, world: World) -> None:
     for name in SELECTIONS:
         run_experiment(selecting(name), data(), folder / name, world=world)
     run_experiment(meta_recipe(accumulate=1), data(), folder / "meta", world=world)
+    run_experiment(ranking_recipe(accumulate=2), data(), folder / "ranking", world=world)
 
 
 def main() -> None:

@@ -77,6 +77,7 @@ def method_of(recipe: Recipe, dataset: DilutedSet, *, device: torch.device = CPU
             mixup_beta=recipe.mixup_beta,
             forget_rate=recipe.forget_rate,
             forget_epochs=recipe.forget_epochs,
+            rank_over=recipe.rank_over,
             wrong_share=wrong_share(dataset) if wrong is None else wrong,
             mlnt_sets=recipe.mlnt_sets,
             mlnt_inner_lr=recipe.mlnt_inner_lr,
@@ -90,6 +91,9 @@ def method_of(recipe: Recipe, dataset: DilutedSet, *, device: torch.device = CPU
             mixmatch_beta=recipe.mixmatch_beta,
             mentor=None if recipe.mentor is None else mentor_of(Path(recipe.mentor), dataset, device),
             rows=recipe.batch // (1 if recipe.accumulate == "auto" else int(recipe.accumulate)),
+            batch=recipe.batch,
+            num_examples=dataset.formula.num_examples,
+            device=device,
             seed=recipe.seed,
         )
     )

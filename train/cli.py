@@ -183,6 +183,13 @@ def train(
         float | None,
         Option(help="Of method coteaching: passes over the data in which that share grows from 0 [default: 10]"),
     ] = None,
+    rank_over: Annotated[
+        str | None,
+        Option(
+            help="Of method coteaching: batch leaves out the largest losses of each batch, data those of the data set, "
+            "by each example's mean so far [default: batch]"
+        ),
+    ] = None,
     mlnt_sets: Annotated[
         int | None, Option(help="Of method mlnt: synthetic label sets a step, each a step to try [default: 10]")
     ] = None,
@@ -388,6 +395,7 @@ def train(
             "mixup_beta": mixup_beta,
             "forget_rate": forget_rate,
             "forget_epochs": forget_epochs,
+            "rank_over": rank_over,
             "mlnt_sets": mlnt_sets,
             "mlnt_inner_lr": mlnt_inner_lr,
             "mlnt_weight": mlnt_weight,

@@ -31,7 +31,7 @@ from train.noise_scale import NoiseScale, carries_source_label
 from train.recipes import Recipe
 
 SAVE_EVERY_S: Final = 300.0
-_SAVED: Final = ("learner", "clock", "meter", "pace", "noise_scale")
+_SAVED: Final = ("learner", "method", "clock", "meter", "pace", "noise_scale")
 
 
 @dataclass

@@ -15,6 +15,7 @@ from pipeline.errors import UserError
 from train.learner import OPTIMIZERS, PRECISIONS
 from train.measured import best_batch, best_rate
 from train.methods import METHODS
+from train.methods.coteaching import RANKED_OVER
 from train.methods.mlnt import ORDERS
 from train.models import check_model
 from train.noise_scale import LEAST_BATCH, MEASURES
@@ -62,6 +63,7 @@ class Recipe:
         forget_rate: Share of a batch that method coteaching leaves out in the end, in [0, 1); None is the share of
             wrong labels under the law of the data. Other methods do not look at it.
         forget_epochs: Passes over the data in which it grows to that, above 0.
+        rank_over: "batch" leaves out the largest losses of a batch, "data" those of the data set.
         mlnt_sets: Synthetic label sets a step of method mlnt, 1 or more; other methods do not look at what begins so.
         mlnt_inner_lr: The step that it tries on each of them, 0 or more.
         mlnt_weight: Of the consistency with its teacher, 0 or more; at 0 it is method plain.
@@ -125,6 +127,7 @@ class Recipe:
     mixup_beta: float = 8.0
     forget_rate: float | None = None
     forget_epochs: float = 10.0
+    rank_over: str = "batch"
     mlnt_sets: int = 10
     mlnt_inner_lr: float = 0.2
     mlnt_weight: float = 0.4
@@ -176,6 +179,7 @@ class Recipe:
         if not 0 <= self.mlnt_replaced_frac <= 1:
             raise UserError(f"mlnt_replaced_frac is {self.mlnt_replaced_frac}; give a number in [0, 1]")
         check_choice("mlnt_order", self.mlnt_order, ORDERS)
+        check_choice("rank_over", self.rank_over, RANKED_OVER)
         if self.method == "mlnt" and self.precision == "fp16":
             raise UserError(
                 "precision fp16 scales one loss against underflow, and method mlnt differentiates others besides; give "
@@ -272,6 +276,7 @@ _ONLY_FOR: Final = {
     "mixup_beta": "mixup",
     "forget_rate": "coteaching",
     "forget_epochs": "coteaching",
+    "rank_over": "coteaching",
     "mlnt_sets": "mlnt",
     "mlnt_inner_lr": "mlnt",
     "mlnt_weight": "mlnt",

@@ -186,6 +186,17 @@ def test_steps_of_mlnt_are_those_of_the_parts_of_a_batch(two: Path, tmp_path: Pa
     assert max((ours[name] - plain[name]).abs().max().item() for name in ours) > 100 * TOLERANCE
 
 
+def test_two_processes_choose_among_the_data_what_one_chooses(two: Path, tmp_path: Path) -> None:
+    run_experiment(world_checks.ranking_recipe(accumulate=1), world_checks.data(), tmp_path / "one")
+    assert_close(two / "ranking", tmp_path / "one")
+    ours, theirs = (torch.load(run / "checkpoint.pt")["method"] for run in (two / "ranking", tmp_path / "one"))
+    assert ours["totals"][:, -1].sum() == 480
+    torch.testing.assert_close(ours["totals"], theirs["totals"], rtol=1e-3, atol=1e-4)
+    rows = [json.loads(row) for row in (two / "ranking" / "metrics.jsonl").read_text().splitlines()]
+    last = [row for row in rows if "train/loss" in row][-1]
+    assert 0.3 < last["coteaching/kept_frac"] < 0.8
+
+
 def test_a_single_process_is_a_world_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     with joined() as world:

@@ -155,6 +155,7 @@ def test_without_a_held_out_part_all_images_are_trained_on(tiny: DilutedSet, tmp
         {"method": "histogram", "model": "conv2", "precision": "bf16", "ema": 3.0},
         {"method": "mixup", "label_smoothing": 0.1},
         {"method": "coteaching", "model": "conv2", "forget_epochs": 0.5, "ema": 3.0},
+        {"method": "coteaching", "model": "conv2", "forget_epochs": 0.5, "rank_over": "data"},
         {"method": "mlnt", "model": "conv2", "mlnt_sets": 2},
         {"method": "plain", "model": "conv2", "measure": "noise-scale"},
     ],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar, Final
 
 import torch
 from jaxtyping import Bool, Float
@@ -17,6 +17,9 @@ from train.clock import Clock
 from train.learner import Learner
 from train.methods.forward import noisy_view
 from train.methods.plain import Method, Setting
+from train.running_losses import RunningLosses
+
+RANKED_OVER: Final = ("batch", "data")
 
 
 def keep_share(epoch: float, *, forget_rate: float, forget_epochs: float, exponent: float = 1.0) -> float:
@@ -62,7 +65,7 @@ def small_loss_rows(losses: Float[Tensor, "nets b"], number: int) -> Bool[Tensor
     return torch.zeros_like(losses, dtype=torch.bool).scatter_(1, rows, True)
 
 
-def exchanged_losses(losses: Float[Tensor, "2 b"], chosen: Bool[Tensor, "2 b"], number: int) -> Float[Tensor, " 2"]:
+def exchanged_losses(losses: Float[Tensor, "2 b"], chosen: Bool[Tensor, "2 b"], number: float) -> Float[Tensor, " 2"]:
     """Average each net's losses over the rows that its peer chose.
 
     A loss that is not finite shows in the average, also where nobody chose its row.
@@ -70,7 +73,7 @@ def exchanged_losses(losses: Float[Tensor, "2 b"], chosen: Bool[Tensor, "2 b"], 
     Args:
         losses: Of each row, in each net.
         chosen: Which rows each net chose.
-        number: Of rows that each net chose, in [1, b].
+        number: Of rows that each net chose or is expected to choose, above 0.
 
     Source: Han et al. 2018, algorithm 1.
     Deviates: the authors' code divides by the number of rows twice.
@@ -86,8 +89,16 @@ class Coteaching(Method):
     default the share of wrong labels under the law of the data set: this method is told how many labels are wrong,
     and not which.
 
-    Rows compete within what a step sees at once: a batch in parts, or shared by processes, chooses in each part of each
-    process by itself. A part should hold several right labels, which at massive noise takes large batches.
+    With `rank_over` "batch", rows compete within what a step sees at once: a batch in parts, or shared by processes,
+    chooses in each part of each process by itself. A part should hold several right labels, which at massive noise
+    takes large batches.
+
+    With "data", examples compete over the data set: a row is chosen if the mean of its losses so far, this one
+    included, lies within the share of the smallest (`RunningLosses`). A batch then gives as many rows as it has small
+    ones, in any number of parts and processes. Sums of losses are divided by the number of rows expected, so that each
+    row weighs the same. An epoch of diluted data may be longer than the run: the mean is then one loss, and what
+    remains is that it competes with thousands of others in place of a batch. Copies of an image that carry the same
+    label are examples of their own; the net sees the same in them, so that their means are close anyway.
 
     Its nets predict the class and not its noisy label, so noisy validation sees them through the transition matrix of
     the law. Where there is none (given labels, images of another set) it gets worse as they grow sure: `last` is then
@@ -97,7 +108,8 @@ class Coteaching(Method):
     turn.
 
     Source: Han et al. 2018 (arXiv 1804.06872).
-    Deviates: label smoothing, if asked for, is part of the loss that ranks and that trains; the paper has none.
+    Deviates: label smoothing, if asked for, is part of the loss that ranks and that trains; the paper has none,
+        and ranks no rows over the data.
     """
 
     num_nets: ClassVar[int] = 2
@@ -112,6 +124,9 @@ class Coteaching(Method):
         check_share("forget_rate", rate, below_one=True)
         self.label_smoothing = setting.label_smoothing
         self.forget_rate, self.forget_epochs = rate, setting.forget_epochs
+        self.running: RunningLosses | None = None
+        if setting.rank_over == "data":
+            self.running = RunningLosses(2, setting.num_examples, batch=setting.batch, device=setting.device)
         self._noisy_view = noisy_view(setting.law, alpha=setting.alpha, num_classes=setting.num_classes)
 
     def step(self, learner: Learner, batch: Batch, clock: Clock) -> dict[str, Tensor]:
@@ -121,16 +136,29 @@ class Coteaching(Method):
             logits.flatten(0, 1), batch.labels.repeat(2), label_smoothing=self.label_smoothing, reduction="none"
         ).view(2, -1)
         share = keep_share(clock.epoch, forget_rate=self.forget_rate, forget_epochs=self.forget_epochs)
-        number = num_kept(len(batch.labels), share)
-        self.kept_rows = small_loss_rows(both, number)
-        losses = exchanged_losses(both, self.kept_rows, number)
+        if self.running is None:
+            number = num_kept(len(batch.labels), share)
+            self.kept_rows = small_loss_rows(both, number)
+            losses = exchanged_losses(both, self.kept_rows, number)
+        else:
+            self.kept_rows = self.running.small_rows(batch.rows, both.detach(), share, learner, clock)
+            losses = exchanged_losses(both, self.kept_rows, share * len(batch.labels))
         learner.update(losses.sum(), clock)
         right = logits[0].detach().argmax(dim=1) == batch.labels
         return {
             "train/loss": losses[0].detach(),
             "train/top1_accuracy": right.float().mean(),
-            "coteaching/kept_frac": torch.full_like(losses[0].detach(), number / len(batch.labels)),
+            "coteaching/kept_frac": self.kept_rows.to(losses.dtype).mean(),
         }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps: the losses of the examples, if they compete over the data set."""
+        return {} if self.running is None else self.running.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        if self.running is not None:
+            self.running.load_state_dict(state)
 
     def noisy_logits(self, logits: Float[Tensor, "b k"]) -> Float[Tensor, "b k"]:
         """Return log-probabilities of a noisy label, where the law knows its matrix."""

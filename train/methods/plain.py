@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -28,6 +29,7 @@ class Setting:
         mixup_beta: Both parameters of mixup's Beta distribution, 0 or more.
         forget_rate: Share of a batch that Co-teaching leaves out in the end, in [0, 1); None is `wrong_share`.
         forget_epochs: Passes over the data until then, above 0.
+        rank_over: "batch" or "data": what the losses of Co-teaching are small among.
         wrong_share: Expected share of all labels that are wrong, by the law; None if it does not say.
         mlnt_sets: Synthetic label sets a step of MLNT, 1 or more.
         mlnt_inner_lr: Step on each of them, 0 or more.
@@ -41,6 +43,9 @@ class Setting:
         mixmatch_beta: Both parameters of the Beta distribution that its images are mixed by, 0 or more.
         mentor: The net of an earlier run; None for none.
         rows: Of a batch that a step sees at once, in all processes.
+        batch: All of them.
+        num_examples: N of the data set, also where a part of it is trained on.
+        device: Where the run computes.
         seed: The run's.
     """
 
@@ -51,6 +56,7 @@ class Setting:
     mixup_beta: float = 0.0
     forget_rate: float | None = None
     forget_epochs: float = 10.0
+    rank_over: str = "batch"
     wrong_share: float | None = None
     mlnt_sets: int = 10
     mlnt_inner_lr: float = 0.2
@@ -64,6 +70,9 @@ class Setting:
     mixmatch_beta: float = 0.75
     mentor: nn.Module | None = None
     rows: int = 0
+    batch: int = 0
+    num_examples: int = 0
+    device: str | torch.device = "cpu"
     seed: int = 0
 
 
@@ -99,6 +108,13 @@ class Method(ABC):
     @abstractmethod
     def step(self, learner: Learner, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         """Train on one batch; return metrics that stay on the device."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps of a method that remembers: nothing, unless it says so."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027
+        """Go on from a checkpoint."""
 
     def noisy_logits(self, logits: Float[Tensor, "b k"]) -> Float[Tensor, "b k"]:
         """Turn the net's logits into those of a noisy label: the same, unless the net predicts the class behind it."""
