@@ -16,7 +16,7 @@ _HEIGHT_IN: Final = 4.2
 
 
 def draw(figure: Figure, rows: list[Row]) -> Picture:
-    """Draw the panels of a figure, or its fits where it has none; marks are means, bands 95 % confidence intervals.
+    """Draw the panels of a figure, or its fits where it has none; marks are means, bands those of `Mean`.
 
     Args:
         figure: What to draw.
@@ -31,7 +31,7 @@ def draw(figure: Figure, rows: list[Row]) -> Picture:
         _draw_fits(every[0], figure.fits(rows))
     scales = sorted({row["scale"] for row in rows})
     data = sorted({row["dataset"] for row in rows})
-    picture.suptitle(f"{figure.title} ({', '.join(data)}; scale {', '.join(scales)})", fontsize=10)
+    picture.suptitle(f"{figure.title}\n({', '.join(data)}; scale {', '.join(scales)})", fontsize=10)
     return picture
 
 

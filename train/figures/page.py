@@ -38,7 +38,8 @@ def page(figures: dict[str, tuple[Figure, list[Row]]]) -> str:
         f"<style>{STYLE}</style></head><body><h1>Deep learning under massive label noise: the experiments</h1>"
         "<p>Claims of Rolnick et al. 2017 (arXiv 1705.10694), or of the paper that a figure names, beside our runs. "
         "Accuracy is top-1 on test images after the last step, the mean over seeds with its range; nothing is chosen "
-        "with test images. Bands in the pictures are 95 % confidence intervals of the mean (Student's t).</p>"
+        "with test images. Bands in the pictures are 95 % confidence intervals of the mean (Student's t); of two "
+        "seeds, their range.</p>"
         + "\n".join(parts)
         + "</body></html>\n"
     )

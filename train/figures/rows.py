@@ -151,7 +151,8 @@ class Mean(NamedTuple):
 
     Args:
         value: The mean.
-        low: Lower end of its 95 % confidence interval (Student's t; nan for one seed).
+        low: Lower end of its 95 % confidence interval (Student's t). Of two seeds it says next to nothing, as wide as
+            it is, and their range stands here; nan for one seed.
         high: Upper end.
         least: Of the seeds.
         most: Of the seeds.
@@ -173,8 +174,11 @@ def mean_of(values: Sequence[float]) -> Mean:
         values: At least one.
     """
     centre, n = fmean(values), len(values)
+    least, most = min(values), max(values)
+    if n == 2:
+        return Mean(centre, least, most, least, most, n)
     half = math.nan if n < 2 else float(stats.t.ppf(0.975, n - 1)) * stdev(values) / math.sqrt(n)
-    return Mean(centre, centre - half, centre + half, min(values), max(values), n)
+    return Mean(centre, centre - half, centre + half, least, most, n)
 
 
 def spread(mean: Mean) -> str:

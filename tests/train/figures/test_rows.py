@@ -39,12 +39,16 @@ def test_a_run_that_was_only_read_again_keeps_what_was_written_of_where_it_ran(t
     assert read_rows(path) == [row(commit="after", rate="chosen", wall_s=61.5)]
 
 
-@given(st.lists(st.floats(0, 1), min_size=2, max_size=6))
+@given(st.lists(st.floats(0, 1), min_size=3, max_size=6))
 def test_the_interval_of_a_mean_is_students(values: list[float]) -> None:
     found = mean_of(values)
     low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95) if len(set(values)) > 1 else (values[0],) * 2
     assert (found.low, found.high) == (pytest.approx(low, abs=1e-9), pytest.approx(high, abs=1e-9))
     assert found[3:] == (min(values), max(values), len(values))
+
+
+def test_the_interval_of_two_seeds_is_their_range() -> None:
+    assert mean_of([0.5, 0.25]) == (0.375, 0.25, 0.5, 0.25, 0.5, 2)
 
 
 def test_one_seed_has_no_interval() -> None:
