@@ -39,9 +39,7 @@ def page(figures: dict[str, tuple[Figure, list[Row]]]) -> str:
         "<p>Claims of Rolnick et al. 2017 (arXiv 1705.10694), or of the paper that a figure names, beside our runs. "
         "Accuracy is top-1 on test images after the last step, the mean over seeds with its range; nothing is chosen "
         "with test images. Bands in the pictures are 95 % confidence intervals of the mean (Student's t); of two "
-        "seeds, their range.</p>"
-        + "\n".join(parts)
-        + "</body></html>\n"
+        "seeds, their range.</p>" + "\n".join(parts) + "</body></html>\n"
     )
 
 
