@@ -141,6 +141,57 @@ class Draws:
         return Places(epochs, image_ids, copies)
 
 
+class Late(NamedTuple):
+    """Examples that join a part of the data set while it is trained on.
+
+    Args:
+        example_ids: Ascending; none of the part's own.
+        rows: Of a batch that are theirs, fewer than all.
+        start: Index of the first batch that holds them.
+    """
+
+    example_ids: Int64[Array, " l"]
+    rows: int
+    start: int
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Order of a part of the examples that others join at some batch and for good; each part's own order goes on.
+
+    The others' rows are spread over a batch, so that all equal pieces of it hold as many, give or take one. An epoch
+    is as long as one of the part alone; what joined it has epochs of its own.
+
+    Args:
+        part: What is shown from the beginning.
+        others: What joins it.
+        batch: Positions of a batch.
+        rows: Of a batch that are the others', fewer than `batch`.
+        start: Index of the first batch that holds them.
+    """
+
+    part: Subset
+    others: Subset
+    batch: int
+    rows: int
+    start: int
+
+    def __len__(self) -> int:
+        """Return the number of examples in an epoch of the part."""
+        return len(self.part)
+
+    def at(self, positions: Int64[Array, " b"]) -> Places:
+        """Find the examples at some positions, in any order and at any distance."""
+        batches, row = np.divmod(positions, self.batch)
+        begun = batches >= self.start
+        before = np.where(begun, (batches - self.start) * self.rows + row * self.rows // self.batch, 0)
+        is_other = begun & ((row + 1) * self.rows // self.batch > row * self.rows // self.batch)
+        places = np.empty((3, len(positions)), dtype=np.int64)
+        places[:, is_other] = self.others.at(before[is_other])
+        places[:, ~is_other] = self.part.at((positions - before)[~is_other])
+        return Places(*places)
+
+
 def permuted(positions: Int64[Array, " b"], size: int, seed: int) -> tuple[Int64[Array, " b"], Int64[Array, " b"]]:
     """Return the epoch of some positions, and where each lies in that epoch's permutation of 0 to `size`."""
     epochs, offsets = np.divmod(positions, size)

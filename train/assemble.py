@@ -18,6 +18,7 @@ from pipeline.dataset import DilutedSet
 from pipeline.errors import UserError
 from pipeline.laws import Given
 from pipeline.loaders import Batches, Evaluation, open_batches, open_evaluation
+from pipeline.stream import Late
 from train.checkpoint import load_state
 from train.clock import Clock
 from train.distributed import ALONE, World
@@ -53,7 +54,14 @@ def held_out_images(recipe: Recipe, dataset: DilutedSet) -> range:
     return range(train_images(num_images, recipe.val_frac), num_images)
 
 
-def method_of(recipe: Recipe, dataset: DilutedSet, *, device: torch.device = CPU, wrong: float | None = None) -> Method:
+def method_of(
+    recipe: Recipe,
+    dataset: DilutedSet,
+    *,
+    device: torch.device = CPU,
+    wrong: float | None = None,
+    late: Late | None = None,
+) -> Method:
     """Make the method of a run.
 
     Args:
@@ -61,6 +69,7 @@ def method_of(recipe: Recipe, dataset: DilutedSet, *, device: torch.device = CPU
         dataset: What it trains on.
         device: Where it trains.
         wrong: Share of wrong labels in a selection from it; None is what its law says of all.
+        late: Examples that join the selection.
 
     Raises:
         UserError: If it does not fit the data.
@@ -94,6 +103,7 @@ def method_of(recipe: Recipe, dataset: DilutedSet, *, device: torch.device = CPU
             batch=recipe.batch,
             num_examples=dataset.formula.num_examples,
             device=device,
+            late=late,
             seed=recipe.seed,
         )
     )
@@ -106,7 +116,7 @@ def training_of(
     held_in = held_out_images(recipe, dataset).start
     if not held_in:
         raise UserError(f"val_frac {recipe.val_frac} holds all {dataset.formula.num_images} images out; lower it")
-    method = method_of(recipe, dataset, device=learner.device, wrong=wrong)
+    method = method_of(recipe, dataset, device=learner.device, wrong=wrong, late=part.late)
     batches = open_batches(
         dataset,
         batch=recipe.batch,
@@ -115,6 +125,7 @@ def training_of(
         images=range(held_in),
         example_ids=part.train,
         rest=part.rest,
+        late=part.late,
         order=recipe.order,
         window=recipe.window,
         reuse=recipe.reuse,

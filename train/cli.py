@@ -95,6 +95,13 @@ def train(
             metavar="RATE|auto",
         ),
     ] = None,
+    late_from: Annotated[
+        float | None,
+        Option(
+            help="Of --select incv --method coteaching: share of the run, in [0, 1], after which examples that were "
+            "left undecided join; 1 for never [default: 0.2, or 0.4 where much is wrong]"
+        ),
+    ] = None,
     paper: Annotated[
         str | None,
         Option(
@@ -382,6 +389,7 @@ def train(
             "select": select,
             "select_epochs": select_epochs,
             "select_rate": number_or_auto("--select-rate", select_rate, float),
+            "late_from": late_from,
             "loader": loader,
             "order": order,
             "window": window,

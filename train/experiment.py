@@ -34,7 +34,14 @@ from train.process import settle
 from train.recipes import Recipe
 from train.run_folder import RunFolder
 from train.select import SELECTORS, Judged, Part, Selection, Task
-from train.select.selection import check_selection, quality, quality_by_iteration, read_selection, write_selection
+from train.select.selection import (
+    check_selection,
+    late_candidates,
+    quality,
+    quality_by_iteration,
+    read_selection,
+    write_selection,
+)
 from train.select.task import ALL, judge_images
 from train.theory.rsl import draw_weights
 
@@ -129,6 +136,9 @@ def _run_experiment(
                 batches.close()
                 part = world.together(lambda: selected_part(recipe, dataset, selection))
                 recipe = dataclasses.replace(recipe, batch=batch_within(recipe, int(selection.kept.sum()), world.size))
+                if METHODS[recipe.method].takes_candidates:
+                    late = late_candidates(selection, batch=recipe.batch, examples=recipe.examples)
+                    part = dataclasses.replace(part, late=late)
                 method, batches = world.together(
                     lambda: training_of(recipe, dataset, learner, part, wrong=selection.wrong_share)
                 )
@@ -257,7 +267,7 @@ def select(recipe: Recipe, dataset: DilutedSet, folder: Path, world: World) -> t
             said["by_iteration"] = [defined(each) for each in found]
     if world.is_first:
         write_selection(folder, selection, dataset, said)
-    return selection, {**said, "wrong_share": selection.wrong_share, **selection.told}
+    return selection, {**said, **selection.words}
 
 
 def defined(values: dict[str, float]) -> dict[str, float | None]:

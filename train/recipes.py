@@ -46,6 +46,8 @@ class Recipe:
         select_epochs: Passes over its data of each net that the selection trains; None is its own choice.
         select_rate: Share of wrong labels that the selection reckons with, in [0, 1); "auto" is an estimate, None what
             the law says, or an estimate where it does not, or where the selection's paper has one.
+        late_from: Share of the run after which method coteaching takes in what selection incv left undecided, in
+            [0, 1], 1 for never; None is the paper's.
         loader: One of the loaders, or "auto".
         order: "full" or "passes".
         window: Blocks of 1,024 images that order "passes" mixes; None is the loaders' default.
@@ -112,6 +114,7 @@ class Recipe:
     select: str | None = None
     select_epochs: float | None = None
     select_rate: float | str | None = None
+    late_from: float | None = None
     loader: str = "auto"
     order: str = "full"
     window: int | None = None
@@ -225,6 +228,14 @@ class Recipe:
             raise UserError(f"seed {self.seed}; give a whole number in [0, 2^64)")
 
     def _check_selection(self) -> None:
+        if self.late_from is not None:
+            if self.select != "incv" or not METHODS[self.method].takes_candidates:
+                raise UserError(
+                    f"late_from {self.late_from} is for what selection incv leaves to method coteaching; give --select "
+                    "incv --method coteaching, or leave it out"
+                )
+            if not 0 <= self.late_from <= 1:
+                raise UserError(f"late_from is {self.late_from}; give a number in [0, 1]")
         if self.select is None:
             for name in ("select_epochs", "select_rate"):
                 if getattr(self, name) is not None:

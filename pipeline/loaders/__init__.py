@@ -27,7 +27,7 @@ from pipeline.loaders.resident import open_resident
 from pipeline.loaders.types import How, Loader
 from pipeline.loaders.webdataset import open_webdataset
 from pipeline.passes import BLOCK_IMAGES, DEFAULT_WINDOW, Passes
-from pipeline.stream import Draws, Places, Rest, Stream, Subset, check_batch, rank_positions
+from pipeline.stream import Draws, Joined, Late, Places, Rest, Stream, Subset, check_batch, rank_positions
 from pipeline.types import Batch
 
 LOADERS: Final[dict[str, Callable[[DilutedSet, ImageSplit, How], Loader]]] = {
@@ -187,6 +187,7 @@ def open_batches(
     images: range | None = None,
     example_ids: Int64[Array, " e"] | None = None,
     rest: Rest | None = None,
+    late: Late | None = None,
     order: str = "full",
     window: int | None = None,
     reuse: int = 1,
@@ -207,6 +208,7 @@ def open_batches(
         images: Image ids to train on; all by default.
         example_ids: Examples to train on, ascending, in place of all copies of `images`.
         rest: Shown beside them: each example of a batch is a draw from `example_ids`, and brings views of another one.
+        late: Examples that join those.
         order: "full" shuffles all examples; "passes" goes over the images again and again, see `pipeline.passes`.
         window: Blocks that "passes" mixes with each other; by default 16, and 1 with a reuse, which keeps a window's
             images decoded (ImageNet's: some 600 MB a block).
@@ -244,7 +246,10 @@ def open_batches(
     if example_ids is not None and rest is not None:
         made = Draws(example_ids, rest, dataset.formula.num_images, seed)
     elif example_ids is not None:
-        made = Subset(example_ids, dataset.formula.num_images, seed)
+        made = part = Subset(example_ids, dataset.formula.num_images, seed)
+        if late is not None:
+            others = dataclasses.replace(part, example_ids=late.example_ids)
+            made = Joined(part, others, batch, late.rows, late.start)
     elif order == "full":
         made = Stream(images, copies, seed)
     else:

@@ -9,7 +9,7 @@ from numpy import ndarray as Array
 from scipy.stats import chisquare
 
 from pipeline.errors import UserError
-from pipeline.stream import Draws, Rest, Stream, Subset, check_batch, rank_positions
+from pipeline.stream import Draws, Joined, Rest, Stream, Subset, check_batch, rank_positions
 
 SEEDS = st.integers(0, 2**64 - 1)
 STREAMS = st.builds(
@@ -45,6 +45,28 @@ def test_an_epoch_of_a_subset_holds_each_of_its_examples_once(seed: int, chosen:
     places = subset.at(np.arange(len(subset)) + epoch * len(subset))
     assert (places.epochs == epoch).all()
     assert Counter((places.copies * 100 + places.image_ids).tolist()) == Counter(chosen)
+
+
+@given(SEEDS, st.integers(2, 24), st.data())
+def test_what_joins_has_its_rows_of_every_batch_from_then_on(seed: int, batch: int, data: st.DataObject) -> None:
+    """Both parts in orders of their own, whatever the other one does; pieces of a batch share the rows that join."""
+    rows, start = data.draw(st.integers(0, batch - 1)), data.draw(st.integers(0, 5))
+    part, others = Subset(np.arange(0, 70), 100, seed), Subset(np.arange(70, 100), 100, seed)
+    joined = Joined(part, others, batch, rows, start)
+    positions = np.arange(12 * batch)
+    places = joined.at(positions)
+    theirs = places.image_ids >= 70
+    in_batches = theirs.reshape(12, batch)
+    assert in_batches.sum(axis=1).tolist() == [0] * start + [rows] * (12 - start)
+    for number in (2, 3, 4):
+        if batch % number == 0:
+            in_pieces = in_batches[start:].reshape(-1, batch // number).sum(axis=1)
+            assert np.ptp(in_pieces) <= 1
+    for order, own in ((part, ~theirs), (others, theirs)):
+        np.testing.assert_array_equal(np.stack(places)[:, own], order.at(np.arange(own.sum())))
+    some = data.draw(st.lists(st.integers(0, 12 * batch - 1), min_size=1, max_size=5))
+    np.testing.assert_array_equal(joined.at(np.array(some)), np.stack(places)[:, some])
+    assert len(joined) == 70
 
 
 @given(SEEDS, st.lists(st.integers(0, 2**50), min_size=1, max_size=20))

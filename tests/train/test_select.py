@@ -17,12 +17,13 @@ from pipeline.sources.synthetic import synthetic
 from train.clock import Clock
 from train.experiment import run_experiment
 from train.learner import Learner
+from train.methods.coteaching import Coteaching
 from train.methods.plain import Plain
 from train.recipes import SELECTIONS, Recipe
-from train.select import SELECTORS, Selection
+from train.select import SELECTORS, Selection, Task
 from train.select.incv import best_iterations, largest, split
 from train.select.rsl import smallest_of_classes
-from train.select.selection import check_selection, quality, quality_by_iteration
+from train.select.selection import check_selection, late_candidates, quality, quality_by_iteration, read_selection
 
 # 120 images, 12 held out; one pass over all is 108 examples.
 FIELDS: dict[str, Any] = {"dataset": "synthetic", "model": "mlp1", "batch": 12, "examples": 1080, "precision": "fp32"}
@@ -155,6 +156,10 @@ def test_a_run_trains_on_what_was_selected_and_on_nothing_else(
     assert said["kept"] == table["kept"].sum() == len(seen)
     assert said["label_precision"] == right[table["kept"]].mean() > right[:108].mean()  # better than no selection
     assert said == json.loads((tmp_path / "run" / f"select-{name}" / "selection.json").read_text())
+    assert not (table["kept"] & table["candidate"]).any()
+    assert not table["candidate"][108:].any()
+    assert table["candidate"].sum() == (said["iterations"][-1]["candidates"] if name == "incv" else 0)
+    assert said["late_from"] == (0.2 if name == "incv" else 1.0)
     text = (tmp_path / "run" / f"select-{name}" / "selected.csv").read_text(encoding="utf-8")
     lines = list(csv.DictReader(text.splitlines()))
     assert [int(line["example_id"]) for line in lines if line["kept"] == "1"] == sorted(seen)
@@ -200,6 +205,101 @@ def test_a_killed_selection_goes_on_and_ends_the_same(
         found = (selected(tmp_path / end, name)[column] for end in ("cut", "whole"))
         np.testing.assert_array_equal(*found)
     assert rows(tmp_path / "cut")[-1] == rows(tmp_path / "whole")[-1]
+
+
+LATE: dict[str, Any] = {"method": "coteaching", "select": "incv", "rank_over": "data", "forget_epochs": 0.1}
+
+
+@pytest.fixture
+def undecided(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Selection incv keeps 72 examples, one in four wrong, and leaves 24 undecided, which join after 30 %."""
+
+    def choose(task: Task) -> Selection:
+        places, held_in = np.arange(120), np.arange(120) < 108
+        found: dict[str, Any] = {"iterations": []}
+        late_from = 0.3 if task.recipe.late_from is None else task.recipe.late_from
+        scores = np.where(held_in, 0.0, np.nan).astype(np.float32)
+        return Selection(places % 3 > 0, scores, 0.25, found, (places % 3 == 0) & (places < 72), late_from)
+
+    monkeypatch.setitem(SELECTORS, "incv", choose)
+
+
+@pytest.mark.usefixtures("undecided")
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_what_is_undecided_joins_co_teaching_late_and_changes_not_how_much_is_kept(
+    wrong_set: DilutedSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accumulate: int
+) -> None:
+    step, seen = Coteaching.step, list[tuple[Any, float]]()
+
+    def spied(self: Coteaching, learner: Learner, batch: Any, clock: Clock) -> Any:
+        metrics = step(self, learner, batch, clock)
+        seen.append((batch.rows.numpy(), float(metrics["coteaching/kept_frac"])))
+        return metrics
+
+    monkeypatch.setattr(Coteaching, "step", spied)
+    asked = FIELDS | LATE | {"examples": 600, "batch": 24, "rank_over": "batch", "accumulate": accumulate}
+    run_experiment(Recipe(**asked), wrong_set, tmp_path / "run")
+    table, size = selected(tmp_path / "run", "incv"), 24 // accumulate
+    assert np.flatnonzero(table["candidate"]).tolist() == list(range(0, 72, 3))
+    # 24 join 80: of 24 rows a batch 24 / (24 + 80) are theirs, from step 8 of 25 on.
+    joined = [int(table["candidate"][rows].sum()) for rows, _ in seen]
+    assert joined == [0] * 8 * accumulate + [6 // accumulate] * 17 * accumulate
+    assert all((table["kept"] | table["candidate"])[rows].all() for rows, _ in seen)
+    kept = [round(size * frac) for _, frac in seen]
+    assert kept[5 * accumulate] == round(size * 0.75)
+    assert set(kept[8 * accumulate :]) == {round((size - 6 // accumulate) * 0.75)}
+
+
+@pytest.mark.usefixtures("undecided")
+@pytest.mark.parametrize(("given", "start"), [({}, 3), ({"late_from": 0.5}, 5), ({"late_from": 1.0}, None)])
+def test_a_run_reads_when_candidates_join(
+    wrong_set: DilutedSet, tmp_path: Path, given: dict[str, Any], start: int | None
+) -> None:
+    run_experiment(Recipe(**FIELDS | LATE | {"examples": 120}, **given), wrong_set, tmp_path / "run")
+    found = read_selection(tmp_path / "run" / "select-incv")
+    assert found is not None
+    late = late_candidates(found[0], batch=12, examples=120)
+    assert (None if late is None else late.start) == start
+    text = (tmp_path / "run" / "select-incv" / "selected.csv").read_text(encoding="utf-8")
+    lines = list(csv.DictReader(text.splitlines()))
+    assert [int(line["example_id"]) for line in lines if line["candidate"] == "1"] == list(range(0, 72, 3))
+
+
+@pytest.mark.usefixtures("undecided")
+def test_methods_without_use_for_candidates_never_see_them(
+    wrong_set: DilutedSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, seen = Plain.step, set[int]()
+
+    def spied(self: Plain, learner: Learner, batch: Any, clock: Clock) -> Any:
+        seen.update(batch.rows.tolist())
+        return step(self, learner, batch, clock)
+
+    monkeypatch.setattr(Plain, "step", spied)
+    run_experiment(Recipe(**FIELDS, select="incv"), wrong_set, tmp_path / "run")
+    assert seen == {place for place in range(120) if place % 3}
+
+
+@pytest.mark.usefixtures("undecided")
+def test_a_run_that_was_stopped_after_candidates_joined_goes_on_the_same(
+    wrong_set: DilutedSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = Recipe(**FIELDS | LATE | {"examples": 600, "checkpoint_every": 96, "log_every": 120})
+    run_experiment(recipe, wrong_set, tmp_path / "whole")
+    step = Coteaching.step
+
+    def killed(self: Coteaching, learner: Learner, batch: Any, clock: Clock) -> Any:
+        if clock.step == 30:  # candidates joined at step 15; the last checkpoint was at 24
+            raise KeyboardInterrupt
+        return step(self, learner, batch, clock)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Coteaching, "step", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_experiment(recipe, wrong_set, tmp_path / "cut")
+    run_experiment(recipe, wrong_set, tmp_path / "cut", resume=True)
+    assert same(weights(tmp_path / "cut"), weights(tmp_path / "whole"))
+    assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
 
 
 def test_a_selection_that_is_smaller_than_a_batch_is_trained_on(
@@ -252,6 +352,9 @@ def test_weights_that_were_selected_for_are_validated_through_the_noise(wrong_se
             "selection all estimates the share of wrong labels, and select_rate 0.3",
         ),
         ({"select": "all", "method": "mixmatch"}, "the images of all else; give --select incv or rsl"),
+        ({"select": "incv", "late_from": 0.5}, "late_from 0.5 is for .*; give --select incv --method coteaching"),
+        ({"method": "coteaching", "late_from": 0.5}, "late_from 0.5 is for .*; give --select incv"),
+        ({"select": "incv", "method": "coteaching", "late_from": 1.5}, r"late_from is 1.5; give a number in \[0, 1\]"),
     ],
 )
 def test_what_does_not_go_with_a_selection_is_refused(given: dict[str, Any], words: str) -> None:

@@ -100,6 +100,9 @@ class Coteaching(Method):
     remains is that it competes with thousands of others in place of a batch. Copies of an image that carry the same
     label are examples of their own; the net sees the same in them, so that their means are close anyway.
 
+    After a selection that leaves examples undecided, these join late: from some step on, a share of each batch is
+    theirs, and as many rows are kept as of the others alone.
+
     Its nets predict the class and not its noisy label, so noisy validation sees them through the transition matrix of
     the law. Where there is none (given labels, images of another set) it gets worse as they grow sure: `last` is then
     the column to read.
@@ -107,12 +110,14 @@ class Coteaching(Method):
     When it forgets nothing, the first net is trained as by method plain, unless it has dropout, which the two draw in
     turn.
 
-    Source: Han et al. 2018 (arXiv 1804.06872).
+    Source: Han et al. 2018 (arXiv 1804.06872); Chen et al. 2019 (INCV, arXiv 1905.05040) for what joins late.
     Deviates: label smoothing, if asked for, is part of the loss that ranks and that trains; the paper has none,
-        and ranks no rows over the data.
+        and ranks no rows over the data. INCV adds what joins to the batch, which here stays as large: a pass over the
+        selection then takes up to half as many steps again, while the clock goes on counting rows.
     """
 
     num_nets: ClassVar[int] = 2
+    takes_candidates: ClassVar[bool] = True
 
     def __init__(self, setting: Setting) -> None:
         rate = setting.wrong_share if setting.forget_rate is None else setting.forget_rate
@@ -127,6 +132,7 @@ class Coteaching(Method):
         self.running: RunningLosses | None = None
         if setting.rank_over == "data":
             self.running = RunningLosses(2, setting.num_examples, batch=setting.batch, device=setting.device)
+        self._late, self._batch = setting.late, setting.batch
         self._noisy_view = noisy_view(setting.law, alpha=setting.alpha, num_classes=setting.num_classes)
 
     def step(self, learner: Learner, batch: Batch, clock: Clock) -> dict[str, Tensor]:
@@ -136,6 +142,8 @@ class Coteaching(Method):
             logits.flatten(0, 1), batch.labels.repeat(2), label_smoothing=self.label_smoothing, reduction="none"
         ).view(2, -1)
         share = keep_share(clock.epoch, forget_rate=self.forget_rate, forget_epochs=self.forget_epochs)
+        if self._late is not None and clock.step >= self._late.start:
+            share *= 1 - self._late.rows / self._batch  # candidates join, and as many rows are kept as without them
         if self.running is None:
             number = num_kept(len(batch.labels), share)
             self.kept_rows = small_loss_rows(both, number)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.laws import Law, Uniform
+from pipeline.stream import Late
 from pipeline.types import Batch
 from train.clock import Clock
 from train.learner import Learner
@@ -46,6 +47,7 @@ class Setting:
         batch: All of them.
         num_examples: N of the data set, also where a part of it is trained on.
         device: Where the run computes.
+        late: Examples that join a selection; None for none.
         seed: The run's.
     """
 
@@ -73,6 +75,7 @@ class Setting:
     batch: int = 0
     num_examples: int = 0
     device: str | torch.device = "cpu"
+    late: Late | None = None
     seed: int = 0
 
 
@@ -87,6 +90,7 @@ class Method(ABC):
         has_teacher: Whether it learns from an average of its net, which is then what is evaluated.
         rest_views: Views of an example that was not selected, which every row of a batch brings with it, after it; 0
             for a method that learns from what was selected alone.
+        takes_candidates: Whether examples that a selection left undecided may join its batches.
         num_labels: Labels that one row of a batch brings to the loss.
         row_losses: Of the latest step, of a method whose rows have one each; without gradient.
         kept_rows: Those of the latest step that each net chose, of a method that leaves some out.
@@ -98,6 +102,7 @@ class Method(ABC):
     num_nets: ClassVar[int] = 1
     has_teacher: ClassVar[bool] = False
     rest_views: ClassVar[int] = 0
+    takes_candidates: ClassVar[bool] = False
     num_labels: int = 1
     row_losses: Tensor | None = None
     kept_rows: Bool[Tensor, "nets b"] | None = None

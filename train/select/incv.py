@@ -17,7 +17,7 @@ from pipeline.errors import UserError
 from train.recipes import Recipe
 from train.select.selection import Selection
 from train.select.task import Judged, Part, Task
-from train.theory.incv import estimate_noise_ratio, remove_ratio, selected_noise_ratio
+from train.theory.incv import candidates_from, estimate_noise_ratio, remove_ratio, selected_noise_ratio
 
 ITERATIONS: Final = 4
 PAIRS: Final = ("pair", "map")  # laws that send a class to one other class
@@ -55,6 +55,9 @@ def select_incv(task: Task) -> Selection:
     on the other half's labels; later the last ones.
 
     The noise ratio is the given one, or estimated from the first half, under the symmetric law whatever the law is.
+
+    What is neither selected nor removed in the end are candidates, which method coteaching takes in late: after 40 % of
+    the run where the ratio exceeds 0.6 or a class goes to one other, else after 20 %.
 
     Source: Chen et al. 2019 (INCV, arXiv 1905.05040).
     Deviates: the number of passes is `select_epochs`, by default a quarter of the run's, with the run's own optimizer
@@ -98,9 +101,11 @@ def select_incv(task: Task) -> Selection:
         if not state.candidates.any():
             break
     assert ratio is not None
-    targets = 1 if formula.law.name in PAIRS else formula.num_classes - 1
-    wrong = selected_noise_ratio(ratio, num_targets=targets)
-    return Selection(state.selected, state.scores, wrong, {"noise_ratio": ratio, "iterations": told}, state.iterations)
+    pairs = formula.law.name in PAIRS
+    wrong = selected_noise_ratio(ratio, num_targets=1 if pairs else formula.num_classes - 1)
+    late_from = candidates_from(ratio, pairs=pairs) if recipe.late_from is None else recipe.late_from
+    found = {"noise_ratio": ratio, "iterations": told}
+    return Selection(state.selected, state.scores, wrong, found, state.iterations, state.candidates, late_from)
 
 
 def split(candidates: Bool[Array, " e"], num_images: int, *, seed: int, iteration: int) -> Bool[Array, "2 e"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -15,10 +16,14 @@ from numpy import ndarray as Array
 from pipeline.atomic import replacing
 from pipeline.dataset import DilutedSet
 from pipeline.errors import UserError
+from pipeline.stream import Late
 from train.diagnostics import label_auroc, label_precision, label_recall
+from train.theory.incv import candidates_of_batch
 
 LARGEST_TABLE: Final = 5_000_000  # rows of selected.csv; selected.npy holds any number
-_ROW: Final = np.dtype([("example_id", "<i8"), ("score", "<f4"), ("kept", "?"), ("iteration", "u1")])
+_ROW: Final = np.dtype(
+    [("example_id", "<i8"), ("score", "<f4"), ("kept", "?"), ("iteration", "u1"), ("candidate", "?")]
+)
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,8 @@ class Selection:
         told: What the selector found on its way, plain values.
         iterations: The iteration, from 1 on, in which each example was selected, 0 for those that were not; None for a
             selector that has just one.
+        candidates: Whether each example is left undecided, neither kept nor dropped; None is none.
+        late_from: Share of a run after which a method that can use them takes them in, in [0, 1].
     """
 
     kept: Bool[Array, " n"]
@@ -39,11 +46,34 @@ class Selection:
     wrong_share: float | None
     told: dict[str, Any]
     iterations: UInt8[Array, " n"] | None = None
+    candidates: Bool[Array, " n"] | None = None
+    late_from: float = 1.0
 
     @property
     def example_ids(self) -> Int64[Array, " e"]:
         """Ids of the kept examples, ascending."""
         return np.flatnonzero(self.kept)
+
+    @property
+    def words(self) -> dict[str, Any]:
+        """What it says of itself, plain values."""
+        return {"wrong_share": self.wrong_share, "late_from": self.late_from, **self.told}
+
+
+def late_candidates(selection: Selection, *, batch: int, examples: int) -> Late | None:
+    """Return which examples join a run, how many in a batch and when; None if there are none or they come too late.
+
+    Args:
+        selection: Of the run.
+        batch: Of the run.
+        examples: Length of the run.
+    """
+    if selection.candidates is None:
+        return None
+    ids = np.flatnonzero(selection.candidates)
+    rows = candidates_of_batch(batch, num_selected=len(selection.example_ids), num_candidates=len(ids))
+    start = math.ceil(selection.late_from * examples / batch)
+    return Late(ids, rows, start) if rows and start * batch < examples else None
 
 
 def check_selection(selection: Selection, labels: UInt16[Array, " n"], num_classes: int, name: str) -> None:
@@ -122,21 +152,21 @@ def write_selection(folder: Path, selection: Selection, dataset: DilutedSet, fac
     table["example_id"], table["score"] = np.arange(len(table)), selection.scores
     table["kept"] = selection.kept
     table["iteration"] = selection.kept if selection.iterations is None else selection.iterations
+    table["candidate"] = False if selection.candidates is None else selection.candidates
     with replacing(folder / "selected.npy") as file:
         np.save(file, table)
     judged = np.flatnonzero(~np.isnan(selection.scores))
     if len(judged) <= LARGEST_TABLE:
         copies, image_ids = np.divmod(judged, dataset.formula.num_images)
         labels = dataset.formula.labels(image_ids, copies, dataset.train.source_labels[image_ids])
-        kept, iterations = selection.kept[judged].astype(int), table["iteration"][judged]
-        columns = (judged, image_ids, copies, labels, selection.scores[judged], kept, iterations)
+        marks = (table[name][judged].astype(int) for name in ("kept", "iteration", "candidate"))
+        columns = (judged, image_ids, copies, labels, selection.scores[judged], *marks)
         with (folder / "selected.csv").open("w", newline="", encoding="utf-8") as text:
             rows = csv.writer(text, lineterminator="\n")
-            rows.writerow(["example_id", "image_id", "copy", "label", "score", "kept", "iteration"])
+            rows.writerow(["example_id", "image_id", "copy", "label", "score", "kept", "iteration", "candidate"])
             rows.writerows(zip(*(column.tolist() for column in columns), strict=True))
-    said = {**facts, "wrong_share": selection.wrong_share, **selection.told}
     with replacing(folder / "selection.json") as file:
-        file.write((json.dumps(said, indent=1, ensure_ascii=False) + "\n").encode())
+        file.write((json.dumps({**facts, **selection.words}, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def read_selection(folder: Path) -> tuple[Selection, dict[str, Any]] | None:
@@ -145,4 +175,5 @@ def read_selection(folder: Path) -> tuple[Selection, dict[str, Any]] | None:
         return None
     said = json.loads((folder / "selection.json").read_text(encoding="utf-8"))
     table = np.load(folder / "selected.npy")
-    return Selection(table["kept"], table["score"], said["wrong_share"], {}), said
+    marks = {"iterations": table["iteration"], "candidates": table["candidate"], "late_from": said["late_from"]}
+    return Selection(table["kept"], table["score"], said["wrong_share"], {}, **marks), said

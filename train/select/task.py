@@ -16,7 +16,7 @@ from numpy import ndarray as Array
 
 from pipeline.dataset import DilutedSet
 from pipeline.loaders import Evaluation
-from pipeline.stream import Rest
+from pipeline.stream import Late, Rest
 from train.distributed import World
 from train.evaluate import Predictor
 from train.recipes import Recipe
@@ -32,11 +32,13 @@ class Part:
         train: Example ids, ascending; None is all that `val_frac` leaves.
         noisy_val: Example ids, ascending; None is the images that `val_frac` holds out.
         rest: Shown beside those of `train`, for a method that learns from both.
+        late: Examples that join `train`; None for none.
     """
 
     train: Int64[Array, " e"] | None = None
     noisy_val: Int64[Array, " v"] | None = None
     rest: Rest | None = None
+    late: Late | None = None
 
 
 ALL: Final = Part()
@@ -99,7 +101,7 @@ class Task:
         examples = max(batch, round(epochs * num_examples))
         own: dict[str, Any] = {
             "method": "plain",
-            **dict.fromkeys(("select", "select_epochs", "select_rate", "measure", "mentor")),
+            **dict.fromkeys(("select", "select_epochs", "select_rate", "late_from", "measure", "mentor")),
             "batch": batch,
             "examples": examples,
             "eval_every": max(1, examples // _EVALUATIONS),

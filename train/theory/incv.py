@@ -114,3 +114,30 @@ def kept_of_batch(num_selected: int, *, selected_noise: float, epoch: float, ram
     Deviates: as `num_kept` does.
     """
     return num_kept(num_selected, keep_share(epoch, forget_rate=selected_noise, forget_epochs=ramp_epochs))
+
+
+def candidates_of_batch(batch: int, *, num_selected: int, num_candidates: int) -> int:
+    """Return how many rows of a batch are candidates once they join it: neither selected nor removed.
+
+    Args:
+        batch: Rows, at least 1.
+        num_selected: |S|, at least 1.
+        num_candidates: |C|, 0 or more.
+
+    Source: Chen et al. 2019 (INCV), modified Co-teaching: to B rows of S join min(|C| B / |S|, B / 2) of C.
+    Deviates: a batch does not grow: of its rows, as large a share is candidates, at most a third.
+    """
+    ratio = min(num_candidates / num_selected, 0.5)
+    return round(batch * ratio / (1 + ratio))
+
+
+def candidates_from(noise_ratio: float, *, pairs: bool) -> float:
+    """Return the share of a run after which candidates join, E_w: 40 of 200 epochs, or 80 where labels say less.
+
+    Args:
+        noise_ratio: ε of all examples.
+        pairs: Whether the law sends a class to one other class.
+
+    Source: Chen et al. 2019 (INCV), modified Co-teaching, as the authors' code has it.
+    """
+    return 0.4 if pairs or noise_ratio > 0.6 else 0.2

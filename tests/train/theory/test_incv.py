@@ -3,7 +3,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import UserError
-from train.theory.incv import estimate_noise_ratio, kept_of_batch, remove_ratio, selected_noise_ratio
+from train.theory.incv import (
+    candidates_from,
+    candidates_of_batch,
+    estimate_noise_ratio,
+    kept_of_batch,
+    remove_ratio,
+    selected_noise_ratio,
+)
 from train.theory.quadratic_law import flip_law
 
 MANY = 10**12  # examples: nothing is left to chance
@@ -135,3 +142,17 @@ def test_what_is_kept_of_a_batch_falls_to_the_share_of_right_labels(epoch: int, 
 def test_something_is_always_kept_and_all_of_it_where_nothing_is_wrong() -> None:
     assert kept_of_batch(1, selected_noise=0.64, epoch=10) == 1
     assert kept_of_batch(77, selected_noise=0.0, epoch=10) == 77
+
+
+@pytest.mark.parametrize(
+    ("num_selected", "num_candidates", "rows"), [(1000, 0, 0), (1000, 250, 26), (1000, 500, 43), (10, 10_000, 43)]
+)
+def test_candidates_have_their_share_of_a_batch_and_at_most_a_third(
+    num_selected: int, num_candidates: int, rows: int
+) -> None:
+    assert candidates_of_batch(128, num_selected=num_selected, num_candidates=num_candidates) == rows
+
+
+def test_candidates_join_later_where_labels_say_less() -> None:
+    assert candidates_from(0.5, pairs=False) == 40 / 200
+    assert candidates_from(0.61, pairs=False) == candidates_from(0.3, pairs=True) == 80 / 200
