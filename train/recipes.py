@@ -469,6 +469,17 @@ def coteaching_recipe(num_images: int, num_copies: int) -> dict[str, Any]:
     `train mnist5k --law symmetric --rate 0.5 --method coteaching` ends at 95.5 % on test, plain at 94.9 % (one seed).
     With `--model conv2 --batch 128 --ema 0 --weight-decay 0.0005 --epochs 20`, where plain begins to memorise, it is
     95.2 % against 87.9 % (one seed).
+
+    Under dilution it does harm, less so where the data are ranked. mnist5k, `--model conv2 --batch 128 --ema 0
+    --weight-decay 0.0005 --lr 0.0003 --examples 200000`, R(t) falling in the first 79 % of the run (`--forget-epochs` 4
+    at α = 10, 2.1 at 20), seeds 0 and 1, test accuracy after the last step, and label precision of what is kept then:
+
+    - α = 10 (0.18 of labels right): plain 85.9 and 87.1 %; `--rank-over batch` 45.0 and 36.4 % (0.48, 0.47); `data`
+      62.8 and 65.4 % (0.64, 0.65). Forgetting in 20 % of the run: 28.3 % and 19.7 % (0.30, 0.18; seed 0).
+    - α = 20 (0.14 right): plain 53.9 and 61.0 %; `batch` 19.9 and 17.9 % (0.19, 0.19); `data` 17.9 and 10.7 % (0.20,
+      0.15).
+
+    Rows of small loss are at first those of the classes that a net says most often, and it comes to say nothing else.
     """
     return plain_recipe(num_images, num_copies)
 

@@ -80,6 +80,13 @@ def test_a_measure_that_cannot_be_made_is_refused(given: dict[str, Any], message
         Recipe(dataset="mnist5k", examples=100, measure="noise-scale", **given)
 
 
+def test_what_losses_compete_over_is_for_coteaching() -> None:
+    recipe = recipe_for("mnist5k", "coteaching", num_images=90, num_copies=4, rank_over="data")
+    assert recipe.rank_over == "data"
+    with pytest.raises(UserError, match="rank_over data is for method coteaching, this is plain; leave it out"):
+        recipe_for("mnist5k", "plain", num_images=90, num_copies=4, rank_over="data")
+
+
 @pytest.mark.parametrize(
     ("field", "method"),
     [
