@@ -74,7 +74,7 @@ def test_before_there_are_losses_to_compare_with_every_row_is_kept() -> None:
 
 def test_the_rows_that_stand_for_the_data_are_whole_steps_and_no_more_than_the_data() -> None:
     sizes = [RunningLosses(2, number, batch=12, device=CPU).recent.shape for number in (20_000, 100, 12)]
-    assert sizes == [(2, 341, 12), (2, 8, 12), (2, 1, 12)]
+    assert sizes == [(2, 682, 12), (2, 8, 12), (2, 1, 12)]
 
 
 def test_of_losses_that_stand_still_a_share_is_small_whatever_is_in_a_batch() -> None:
