@@ -238,11 +238,18 @@ def test_weights_come_from_the_losses_of_rsl_and_all_else_that_is_not_held_out_i
     assert plain.rest is None
 
 
-@pytest.mark.parametrize("at", [3, 20, 43])
+@pytest.mark.parametrize(
+    ("at", "given"),
+    [
+        (3, {}),
+        (43, {}),
+        pytest.param(70, {"accumulate": 2, "ema": 3.0, "model": "conv2"}, marks=pytest.mark.slow),  # two parts a step
+    ],
+)
 def test_a_stopped_run_goes_on_and_ends_the_same(
-    wrong_set: DilutedSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+    wrong_set: DilutedSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int, given: dict[str, Any]
 ) -> None:
-    recipe = Recipe(**FIELDS | {"accumulate": 2, "ema": 3.0, "model": "conv2"}) if at == 20 else Recipe(**FIELDS)
+    recipe = Recipe(**FIELDS | given)
     run_experiment(recipe, wrong_set, tmp_path / "whole")
     step, done = MixMatch.step, 0
 

