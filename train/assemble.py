@@ -302,7 +302,7 @@ def parts_of(recipe: Recipe, dataset: DilutedSet, learner: Learner, begun: Path 
     share = recipe.batch // num_processes
     if parts == "auto":
         views = METHODS[recipe.method].rest_views
-        parts = parts_that_fit(learner.net, dataset.batch_shape, share, learner.dtype, views=views)
+        parts = parts_that_fit(learner.net, dataset.batch_shape, share, learner.dtype, views)
         if parts > 1:
             console.print(f"accumulate: {parts} parts of {share // parts} fit memory", highlight=False)
     if share % int(parts):

@@ -17,7 +17,7 @@ _SHARE: Final = 0.8  # of the free memory
 
 
 def parts_that_fit(
-    net: nn.Module, image_shape: tuple[int, int, int], batch: int, dtype: torch.dtype, *, views: int = 0
+    net: nn.Module, image_shape: tuple[int, int, int], batch: int, dtype: torch.dtype, views: int = 0
 ) -> int:
     """Return the smallest number of equal parts of a batch whose activations fit the free memory of the net's device.
 

@@ -219,7 +219,8 @@ def undecided(monkeypatch: pytest.MonkeyPatch) -> None:
         found: dict[str, Any] = {"iterations": []}
         late_from = 0.3 if task.recipe.late_from is None else task.recipe.late_from
         scores = np.where(held_in, 0.0, np.nan).astype(np.float32)
-        return Selection(places % 3 > 0, scores, 0.25, found, (places % 3 == 0) & (places < 72), late_from)
+        undecided = (places % 3 == 0) & (places < 72)
+        return Selection(places % 3 > 0, scores, 0.25, found, candidates=undecided, late_from=late_from)
 
     monkeypatch.setitem(SELECTORS, "incv", choose)
 
