@@ -21,12 +21,14 @@ def settle() -> None:
     By default each large tensor is a new mapping whose pages fault in again: at batch 1024 that was 1,300 examples/s
     against 4,600. Elsewhere than on glibc, and on GPUs, whose memory torch itself keeps, nothing changes.
 
-    Processes that torchrun starts on one host share its cores among their kernels and decoders.
+    Processes that torchrun starts on one host share its cores among their kernels and decoders, unless Numba is loaded
+    already.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if not sys.platform.startswith("linux"):
         return
-    if (num_local := int(os.environ.get("LOCAL_WORLD_SIZE", 1))) > 1:  # torchrun's
+    num_local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # torchrun's
+    if num_local > 1 and "numba" not in sys.modules:  # whose threads run by then: another number is an error
         os.environ.setdefault("NUMBA_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // num_local)))
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
     if mallopt is not None:

@@ -507,7 +507,7 @@ def mixmatch_recipe(num_images: int, num_copies: int) -> dict[str, Any]:
     The paper trains for half a million steps of 64 labelled images with Adam at 0.002 and an average of weights.
 
     `train mnist5k --law symmetric --rate 0.5 --clean 1000 --model conv2 --batch 128 --weight-decay 0.0005 --epochs 30
-    --select rsl --select-epochs 20 --method mixmatch` ends at 94.1, 94.7 and 92.2 % on test (seeds 0 to 2 of noise and run;
+    --select rsl --select-epochs 20 --method mixmatch` ends at 94.1, 94.7 and 92.2 % on test (seeds 0 to 2;
     some 350 labels are kept, 98 to 99.7 % of them right), without averaging (`--ema 0`) at 92.4, 94.1 and
     91.6 %; plain on the same selections at 91.2, 90.9 and 90.9 %, and 91.5, 91.0 and 91.0 %. A weight of 10 without
     averaging: 91.9, 90.6 and 93.4 %. Noisy validation (100 images) cannot tell them apart.

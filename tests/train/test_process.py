@@ -41,3 +41,21 @@ def test_freed_tensors_are_kept_and_idle_threads_sleep() -> None:
 
 def test_a_users_own_wait_policy_stands() -> None:
     assert probe("settle", OMP_WAIT_POLICY="ACTIVE")[1] == "ACTIVE"
+
+
+@pytest.mark.parametrize("first", ["settle()", "import kernels.jit"])
+def test_kernels_compile_in_processes_of_torchrun_whatever_came_first(first: str) -> None:
+    """Numba refuses another number of threads once they run, and only looks when it compiles."""
+    code = f"""
+import os
+from train.process import settle
+{first}
+import kernels.jit, numba
+settle()
+print(numba.njit(lambda x: x + 1)(1), numba.config.NUMBA_NUM_THREADS)
+"""
+    outer = {name: value for name, value in os.environ.items() if name != "NUMBA_NUM_THREADS"}
+    cores = len(os.sched_getaffinity(0))
+    environment = {**outer, "LOCAL_WORLD_SIZE": str(2 * cores)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.split() == ["2", "1" if first == "settle()" else str(cores)]
