@@ -220,6 +220,7 @@ def _run(
 def go_on(run: Run, log: Log, net: Net, threads: int) -> Timed:
     """Go on with a run by the steps of a round."""
     left = net.warm + net.steps
+    run.pace = Pace()
 
     def stop() -> bool:
         nonlocal left
