@@ -6,7 +6,7 @@ of a run in its data is one integer, and position 60,000,000 costs what position
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import NamedTuple
 
@@ -164,17 +164,13 @@ class Joined:
 
     Args:
         part: What is shown from the beginning.
-        others: What joins it.
+        late: What joins it, fewer rows of a batch than all.
         batch: Positions of a batch.
-        rows: Of a batch that are the others', fewer than `batch`.
-        start: Index of the first batch that holds them.
     """
 
     part: Subset
-    others: Subset
+    late: Late
     batch: int
-    rows: int
-    start: int
 
     def __len__(self) -> int:
         """Return the number of examples in an epoch of the part."""
@@ -182,13 +178,14 @@ class Joined:
 
     def at(self, positions: Int64[Array, " b"]) -> Places:
         """Find the examples at some positions, in any order and at any distance."""
+        example_ids, rows, start = self.late
         batches, row = np.divmod(positions, self.batch)
-        begun = batches >= self.start
-        before = np.where(begun, (batches - self.start) * self.rows + row * self.rows // self.batch, 0)
-        is_other = begun & ((row + 1) * self.rows // self.batch > row * self.rows // self.batch)
+        begun = batches >= start
+        before = np.where(begun, (batches - start) * rows + row * rows // self.batch, 0)
+        is_late = begun & ((row + 1) * rows // self.batch > row * rows // self.batch)
         places = np.empty((3, len(positions)), dtype=np.int64)
-        places[:, is_other] = self.others.at(before[is_other])
-        places[:, ~is_other] = self.part.at((positions - before)[~is_other])
+        places[:, is_late] = replace(self.part, example_ids=example_ids).at(before[is_late])
+        places[:, ~is_late] = self.part.at((positions - before)[~is_late])
         return Places(*places)
 
 

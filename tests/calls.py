@@ -7,6 +7,9 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ from torch import Tensor
 from pipeline.console import run
 from train.checkpoint import load_state
 from train.cli import train
-from train.methods import METHODS
+from train.methods import METHODS, Method
 
 CPU = torch.device("cpu")
 
@@ -50,6 +53,22 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
         run(train, name="train")
     assert isinstance(ended.value.code, int)
     return ended.value.code
+
+
+@contextmanager
+def interrupted(method: type[Method], at: int) -> Iterator[None]:
+    """Expect that what is run here is interrupted, as by Ctrl-C, when a method is to make its `at`-th step."""
+    step, steps = method.step, count(1)
+
+    def step_or_stop(*arguments: Any) -> Any:
+        if next(steps) == at:
+            raise KeyboardInterrupt
+        return step(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(method, "step", step_or_stop)
+        with pytest.raises(KeyboardInterrupt):
+            yield
 
 
 def start(*arguments: str) -> subprocess.Popen[str]:

@@ -42,7 +42,7 @@ from train.select.selection import (
     read_selection,
     write_selection,
 )
-from train.select.task import ALL, judge_images
+from train.select.task import ALL, examples_of, judge_images
 from train.theory.rsl import draw_weights
 
 
@@ -200,8 +200,7 @@ def selected_part(recipe: Recipe, dataset: DilutedSet, selection: Selection) -> 
     views = METHODS[recipe.method].rest_views
     if not views:
         return Part(selection.example_ids)
-    held_in = np.arange(dataset.formula.num_images) < held_out_images(recipe, dataset).start
-    others = np.flatnonzero(np.tile(held_in, 1 + dataset.formula.alpha) & ~selection.kept)
+    others = np.flatnonzero(examples_of(dataset, held_out_images(recipe, dataset).start) & ~selection.kept)
     if not len(others):
         raise UserError(
             f"selection {recipe.select} keeps all {len(selection.example_ids):,} examples, and method {recipe.method} "

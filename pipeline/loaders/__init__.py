@@ -246,10 +246,8 @@ def open_batches(
     if example_ids is not None and rest is not None:
         made = Draws(example_ids, rest, dataset.formula.num_images, seed)
     elif example_ids is not None:
-        made = part = Subset(example_ids, dataset.formula.num_images, seed)
-        if late is not None:
-            others = dataclasses.replace(part, example_ids=late.example_ids)
-            made = Joined(part, others, batch, late.rows, late.start)
+        part = Subset(example_ids, dataset.formula.num_images, seed)
+        made = part if late is None else Joined(part, late, batch)
     elif order == "full":
         made = Stream(images, copies, seed)
     else:

@@ -9,7 +9,7 @@ from numpy import ndarray as Array
 from scipy.stats import chisquare
 
 from pipeline.errors import UserError
-from pipeline.stream import Draws, Joined, Rest, Stream, Subset, check_batch, rank_positions
+from pipeline.stream import Draws, Joined, Late, Rest, Stream, Subset, check_batch, rank_positions
 
 SEEDS = st.integers(0, 2**64 - 1)
 STREAMS = st.builds(
@@ -52,7 +52,7 @@ def test_what_joins_has_its_rows_of_every_batch_from_then_on(seed: int, batch: i
     """Both parts in orders of their own, whatever the other one does; pieces of a batch share the rows that join."""
     rows, start = data.draw(st.integers(0, batch - 1)), data.draw(st.integers(0, 5))
     part, others = Subset(np.arange(0, 70), 100, seed), Subset(np.arange(70, 100), 100, seed)
-    joined = Joined(part, others, batch, rows, start)
+    joined = Joined(part, Late(others.example_ids, rows, start), batch)
     positions = np.arange(12 * batch)
     places = joined.at(positions)
     theirs = places.image_ids >= 70

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from calls import call, rows, same, weights
+from calls import call, interrupted, rows, same, weights
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -251,17 +251,7 @@ def test_a_stopped_run_goes_on_and_ends_the_same(
 ) -> None:
     recipe = Recipe(**FIELDS | given)
     run_experiment(recipe, wrong_set, tmp_path / "whole")
-    step, done = MixMatch.step, 0
-
-    def killed(self: MixMatch, learner: Learner, batch: Batch, clock: Clock) -> dict[str, Tensor]:
-        nonlocal done
-        done += 1
-        if done == at:
-            raise KeyboardInterrupt
-        return step(self, learner, batch, clock)
-
-    monkeypatch.setattr(MixMatch, "step", killed)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted(MixMatch, at):
         run_experiment(recipe, wrong_set, tmp_path / "cut")
     run_experiment(recipe, wrong_set, tmp_path / "cut", resume=True)
     assert same(weights(tmp_path / "cut"), weights(tmp_path / "whole"))

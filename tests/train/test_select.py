@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from calls import call, rows, same, weights
+from calls import call, interrupted, rows, same, weights
 
 from pipeline.dataset import DilutedSet, dilute
 from pipeline.errors import UserError
@@ -21,7 +21,8 @@ from train.methods.coteaching import Coteaching
 from train.methods.plain import Plain
 from train.recipes import SELECTIONS, Recipe
 from train.select import SELECTORS, Selection, Task
-from train.select.incv import best_iterations, largest, split
+from train.select.halves import split
+from train.select.incv import best_iterations, largest
 from train.select.rsl import smallest_of_classes
 from train.select.selection import check_selection, late_candidates, quality, quality_by_iteration, read_selection
 
@@ -187,17 +188,7 @@ def test_a_killed_selection_goes_on_and_ends_the_same(
 ) -> None:
     recipe = Recipe(**FIELDS, select=name, select_epochs=4, select_rate=0.25)
     run_experiment(recipe, wrong_set, tmp_path / "whole")
-    step, done = Plain.step, 0
-
-    def killed(self: Plain, learner: Learner, batch: Any, clock: Clock) -> Any:
-        nonlocal done
-        done += 1
-        if done == at:
-            raise KeyboardInterrupt
-        return step(self, learner, batch, clock)
-
-    monkeypatch.setattr(Plain, "step", killed)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted(Plain, at):
         run_experiment(recipe, wrong_set, tmp_path / "cut")
     run_experiment(recipe, wrong_set, tmp_path / "cut", resume=True)
     assert same(weights(tmp_path / "cut"), weights(tmp_path / "whole"))
@@ -287,17 +278,8 @@ def test_a_run_that_was_stopped_after_candidates_joined_goes_on_the_same(
 ) -> None:
     recipe = Recipe(**FIELDS | LATE | {"examples": 600, "checkpoint_every": 96, "log_every": 120})
     run_experiment(recipe, wrong_set, tmp_path / "whole")
-    step = Coteaching.step
-
-    def killed(self: Coteaching, learner: Learner, batch: Any, clock: Clock) -> Any:
-        if clock.step == 30:  # candidates joined at step 15; the last checkpoint was at 24
-            raise KeyboardInterrupt
-        return step(self, learner, batch, clock)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Coteaching, "step", killed)
-        with pytest.raises(KeyboardInterrupt):
-            run_experiment(recipe, wrong_set, tmp_path / "cut")
+    with interrupted(Coteaching, 31):  # candidates joined after step 15; the last checkpoint was after 24
+        run_experiment(recipe, wrong_set, tmp_path / "cut")
     run_experiment(recipe, wrong_set, tmp_path / "cut", resume=True)
     assert same(weights(tmp_path / "cut"), weights(tmp_path / "whole"))
     assert rows(tmp_path / "cut") == rows(tmp_path / "whole")

@@ -31,7 +31,7 @@ from torch.nn import functional as F
 
 from benchmarks.load import command, process
 from benchmarks.measure import Settings, Timed, Variant
-from benchmarks.train import DEVICE, Net, go_on, open_run, wait
+from benchmarks.train import DEVICE, Net, forget_peak, go_on, open_run, peak_mb, wait
 from pipeline.dataset import DilutedSet, dilute
 from pipeline.laws import Symmetric, Uniform
 from pipeline.loaders import open_batches
@@ -123,7 +123,8 @@ def _run(
         *(Variant(f"limit/{title}{floor}", unit, measured) for floor, measured in floors.items()),
     ]
     if net.size_px != DIGITS.size_px:
-        found.insert(1, Variant(f"ours/{title}", "MB", peak_mb, f"peer/{title}" if method == "coteaching" else None))
+        peer = f"peer/{title}" if method == "coteaching" else None
+        found.insert(1, Variant(f"ours/{title}", "MB", lambda: peak_mb(run), peer))
     return found
 
 
@@ -191,22 +192,6 @@ def _median_s(work: Callable[..., object], prepare: Callable[[], tuple[Any, ...]
         wait()
         seconds.append(time.perf_counter() - start)
     return sorted(seconds)[1]
-
-
-def forget_peak() -> None:
-    """Begin to measure memory: what this process held at most, or a GPU."""
-    if DEVICE.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    else:
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_mb() -> float:
-    """Return what was held at most since `forget_peak`, all that was there before included."""
-    if DEVICE.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 1e6
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024 / 1e6
 
 
 def state_bytes() -> float:

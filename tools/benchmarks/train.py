@@ -206,11 +206,11 @@ def _run(
     run, log = open_run(net, dataset, method=method, compile=compile)
     unit = "examples/s" if run.method.stream == "examples" else "images/s"
     found = [
-        Variant(name, unit, lambda: go_on(run, log, net, settings.threads), against, prepare=_forget_peak),
+        Variant(name, unit, lambda: go_on(run, log, net, settings.threads), against, prepare=forget_peak),
         Variant(f"{name}-wait", "frac", lambda: run.pace.totals()["data/wait_frac"]),
     ]
     if DEVICE.type == "cuda":
-        found.append(Variant(name, "MB", lambda: _peak_mb(run)))
+        found.append(Variant(name, "MB", lambda: peak_mb(run)))
     if settings.peak_tflops:
         share = operations(net.model, dataset.batch_shape, dataset.num_classes) / (settings.peak_tflops * 1e12)
         found.append(Variant(f"{name}-mfu", "frac", lambda: share * run.pace.totals()["speed/examples_per_s"]))
@@ -314,13 +314,22 @@ def operations(model: str, shape: tuple[int, int, int], num_classes: int) -> flo
     return counter.get_total_flops() / 2
 
 
-def _forget_peak() -> None:
+def forget_peak() -> None:
+    """Begin to measure memory: what this process held at most, or a GPU."""
     if DEVICE.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")
 
 
-def _peak_mb(run: Run) -> float:
-    """Return what a run held on the GPU at most: its weights and optimizer, and what its steps came to besides."""
+def peak_mb(run: Run) -> float:
+    """Return what a run held at most since `forget_peak`: its weights and optimizer, and what its steps came to.
+
+    On a CPU that of the whole process, other runs included.
+    """
+    if DEVICE.type != "cuda":
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024 / 1e6
     own = sum(leaf.nbytes for leaf in tree_leaves(run.learner.state_dict()) if isinstance(leaf, Tensor))
     others = torch.cuda.memory_allocated() - own  # nets and batches of other variants
     return (torch.cuda.max_memory_allocated() - others) / 1e6

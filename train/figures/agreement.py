@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from train.figures.points import NOT_RUN, Claim, Figure, Finding, Noise, Panel, Point, Scale, verdict
+from train.figures.points import NOT_RUN, Claim, Figure, Finding, Noise, Panel, Point, Scale, summed_up, verdict
 from train.figures.rows import Row, curve, where
 
 CLOSE: Final = 0.05  # a deviation from the law below this is called none
@@ -80,9 +80,7 @@ def _follows(rows: list[Row]) -> Finding:
             + (f" ({left_out} rates left out, where the net fits fewer than 98 % of its labels)" if left_out else "")
         )
         close.append(abs(away[worst]) < CLOSE)
-    if not told:
-        return NOT_RUN
-    return Finding("; ".join(told), verdict(all(close), in_part=any(close)))
+    return summed_up(told, close)
 
 
 def _precise(rows: list[Row]) -> Finding:

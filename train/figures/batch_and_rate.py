@@ -15,6 +15,7 @@ from train.figures.points import (
     Panel,
     Point,
     Scale,
+    summed_up,
     uniform_points,
     verdict,
 )
@@ -71,7 +72,7 @@ def _larger_batch_better(rows: list[Row]) -> Finding:
             return NOT_RUN
         told.append(f"α = {alpha}: " + ", ".join(f"{batch:g} {percent(m.value)}" for batch, m in found.items()))
         right.append(max(values) - values[-1] < 0.005 and values[-1] > values[0])
-    return Finding("; ".join(told), verdict(all(right), in_part=any(right))) if told else NOT_RUN
+    return summed_up(told, right)
 
 
 def _limit_is_flat(rows: list[Row]) -> Finding:

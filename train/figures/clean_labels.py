@@ -8,7 +8,18 @@ from typing import Final
 
 import numpy as np
 
-from train.figures.points import NOT_RUN, Claim, Figure, Finding, Panel, Point, Scale, uniform_points, verdict
+from train.figures.points import (
+    NOT_RUN,
+    Claim,
+    Figure,
+    Finding,
+    Panel,
+    Point,
+    Scale,
+    summed_up,
+    uniform_points,
+    verdict,
+)
 from train.figures.rows import Row, curve, line_through, where
 from train.outcome import percent
 
@@ -51,9 +62,9 @@ def _linear_in_alpha(rows: list[Row]) -> Finding:
         alphas, numbers = np.array([*found]), np.array([*found.values()])
         slope, base = line_through(found)
         explained = 1 - ((numbers - slope * alphas - base) ** 2).sum() / ((numbers - numbers.mean()) ** 2).sum()
-        right.append(explained > 0.9)
+        right.append(bool(explained > 0.9))
         told.append(f"{percent(target)}: {base:.0f} + {slope:.0f}·α (R² = {explained:.3f}, {len(found)} values of α)")
-    return Finding("; ".join(told), verdict(all(right), in_part=any(right))) if told else NOT_RUN
+    return summed_up(told, right)
 
 
 def _steeper_for_higher(rows: list[Row]) -> Finding:

@@ -4,20 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from train.figures.points import (
-    HARMLESS,
-    NOT_RUN,
-    VAL_FRAC,
-    Claim,
-    Figure,
-    Finding,
-    Noise,
-    Panel,
-    Point,
-    Scale,
-    verdict,
-)
-from train.figures.rows import Row, along, curve, where
+from train.figures.points import HARMLESS, VAL_FRAC, Claim, Figure, Finding, Noise, Panel, Point, Scale, summed_up
+from train.figures.rows import Row, along, by_noise, where
 from train.outcome import percent
 
 NOISES: Final = (("symmetric", 0.5), ("symmetric", 0.2), ("pair", 0.45))
@@ -54,23 +42,13 @@ def coteaching(dataset: str, scale: Scale) -> list[Point]:
     ]
 
 
-def _by_noise(rows: list[Row], what: str, method: str) -> dict[str, dict[float, float]]:
-    """Return the means over seeds by epoch, by what the noise is called."""
-    found = {}
-    for law, rate in NOISES:
-        of_noise = curve(along(where(rows, law=law, flip_rate=rate, method=method), what), x="at", y="value")
-        if len(of_noise) > 1:
-            found[f"{law} {rate:g}"] = {epoch: mean.value for epoch, mean in of_noise.items()}
-    return found
-
-
 def _precision_rises(rows: list[Row]) -> Finding:
     told, right = [], []
-    for noise, found in _by_noise(rows, "label_precision", "coteaching").items():
+    for noise, found in by_noise(where(rows, method="coteaching"), NOISES, "label_precision").items():
         first, *_, last = found.values()
         told.append(f"{noise}: {percent(first)} in the first epoch, {percent(last)} in the last")
         right.append(last > first and max(found.values()) - last < HARMLESS)
-    return Finding("; ".join(told), verdict(all(right), in_part=any(right))) if told else NOT_RUN
+    return summed_up(told, right)
 
 
 def _lost(found: dict[float, float]) -> float:
@@ -81,22 +59,22 @@ def _lost(found: dict[float, float]) -> float:
 
 def _plain_falls(rows: list[Row]) -> Finding:
     told, right = [], []
-    for noise, found in _by_noise(rows, "top1", "plain").items():
+    for noise, found in by_noise(where(rows, method="plain"), NOISES, "top1").items():
         best = max(found, key=lambda epoch: found[epoch])
         *_, last = found
         told.append(f"{noise}: {percent(found[best])} after epoch {best:.0f}, {percent(found[last])} after {last:.0f}")
         right.append(_lost(found) > HARMLESS)
-    return Finding("; ".join(told), verdict(all(right), in_part=any(right))) if told else NOT_RUN
+    return summed_up(told, right)
 
 
 def _falls_less(rows: list[Row]) -> Finding:
     told, right = [], []
-    kept = _by_noise(rows, "top1", "coteaching")
-    for noise, found in _by_noise(rows, "top1", "plain").items():
+    kept = by_noise(where(rows, method="coteaching"), NOISES, "top1")
+    for noise, found in by_noise(where(rows, method="plain"), NOISES, "top1").items():
         if noise in kept:
             told.append(f"{noise}: {100 * _lost(kept[noise]):.1f} points lost against {100 * _lost(found):.1f}")
             right.append(_lost(kept[noise]) < _lost(found))
-    return Finding("; ".join(told), verdict(all(right), in_part=any(right))) if told else NOT_RUN
+    return summed_up(told, right)
 
 
 COTEACHING: Final = Figure(

@@ -5,8 +5,20 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any, Final, TypeAlias
 
-from train.figures.points import NOT_RUN, VAL_FRAC, Claim, Figure, Finding, Noise, Panel, Point, Scale, verdict
-from train.figures.rows import Row, along, curve, where
+from train.figures.points import (
+    NOT_RUN,
+    VAL_FRAC,
+    Claim,
+    Figure,
+    Finding,
+    Noise,
+    Panel,
+    Point,
+    Scale,
+    summed_up,
+    verdict,
+)
+from train.figures.rows import Row, along, by_noise, curve, where
 
 Published: TypeAlias = dict[tuple[str, float], tuple[float, ...]]  # after each iteration, by law and rate
 
@@ -59,30 +71,19 @@ def incv_iterations(dataset: str, scale: Scale) -> list[Point]:
     ]
 
 
-def _by_noise(rows: list[Row], what: str) -> dict[str, list[float]]:
-    """Return the means over seeds after each iteration, by what the noise is called."""
-    found = {}
-    for law, rate in NOISES:
-        of_noise = curve(along(where(rows, law=law, flip_rate=rate), what), x="at", y="value")
-        if len(of_noise) > 1:
-            found[f"{law} {rate:g}"] = [mean.value for mean in of_noise.values()]
-    return found
-
-
 def _shares(values: list[float] | tuple[float, ...]) -> str:
     return "/".join(f"{value:.3f}".removeprefix("0") for value in values)
 
 
 def _falls_and_rises(rows: list[Row]) -> Finding:
     told, right = [], []
-    recalls = _by_noise(rows, "label_recall")
-    for noise, precisions in _by_noise(rows, "label_precision").items():
-        told.append(f"{noise}: {_shares(precisions)}, {_shares(recalls[noise])}")
+    recalls_of = by_noise(rows, NOISES, "label_recall")
+    for noise, found in by_noise(rows, NOISES, "label_precision").items():
+        precisions, recalls = [*found.values()], [*recalls_of[noise].values()]
+        told.append(f"{noise}: precision {_shares(precisions)}, recall {_shares(recalls)}")
         falls = precisions[-1] < precisions[0] and all(b < a + STEADY for a, b in pairwise(precisions))
-        right.append(falls and all(b > a for a, b in pairwise(recalls[noise])))
-    if not told:
-        return NOT_RUN
-    return Finding(f"label precision, label recall: {'; '.join(told)}", verdict(all(right), in_part=any(right)))
+        right.append(falls and all(b > a for a, b in pairwise(recalls)))
+    return summed_up(told, right)
 
 
 def _enough_at_half(rows: list[Row]) -> Finding:

@@ -130,6 +130,16 @@ def verdict(holds: bool, *, in_part: bool = False) -> str:
 NOT_RUN: Final = Finding("", "not run")
 
 
+def summed_up(told: list[str], right: list[bool]) -> Finding:
+    """Say of a claim about several cases that it holds for all, in part or for none; not run without any.
+
+    Args:
+        told: Our numbers, case by case.
+        right: Whether the claim holds; a case may say so several times.
+    """
+    return Finding("; ".join(told), verdict(all(right), in_part=any(right))) if told else NOT_RUN
+
+
 @dataclass(frozen=True)
 class Claim:
     """A statement of the paper, and how our rows are held against it.

@@ -238,6 +238,23 @@ def along(rows: Iterable[Row], what: str) -> list[Row]:
     ]
 
 
+def by_noise(rows: Iterable[Row], noises: Iterable[tuple[str, float]], what: str) -> dict[str, dict[float, float]]:
+    """Return the means over seeds of curves, by what the noise is called; where there are two points or more.
+
+    Args:
+        rows: Of one method.
+        noises: Laws, and the share of labels that they draw anew.
+        what: As `along` has it.
+    """
+    found = {}
+    kept = list(rows)
+    for law, rate in noises:
+        means = curve(along(where(kept, law=law, flip_rate=rate), what), x="at", y="value")
+        if len(means) > 1:
+            found[f"{law} {rate:g}"] = {at: mean.value for at, mean in means.items()}
+    return found
+
+
 def best_curve(rows: Iterable[Row], *, by: Callable[[Row], Any], x: str = "alpha") -> dict[float, list[Row]]:
     """Return, for every x, the rows of the setting whose mean noisy validation loss is the lowest.
 

@@ -15,6 +15,7 @@ from train.figures.points import (
     Panel,
     Point,
     Scale,
+    summed_up,
     uniform_points,
     verdict,
 )
@@ -47,7 +48,7 @@ def _harmless_to_06(rows: list[Row]) -> Finding:
         at_one = found[0.0].value - found[1.0].value
         told.append(f"{order}: at most {100 * worst:.1f} points lost up to δ = 0.6, {100 * at_one:.1f} at δ = 1")
         right += [worst < HARMLESS, at_one > HARMLESS]
-    return Finding("; ".join(told), verdict(all(right), in_part=any(right))) if told else NOT_RUN
+    return summed_up(told, right)
 
 
 def _confusing_order_best(rows: list[Row]) -> Finding:

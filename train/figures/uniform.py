@@ -13,6 +13,7 @@ from train.figures.points import (
     Panel,
     Point,
     Scale,
+    summed_up,
     uniform_points,
     verdict,
 )
@@ -40,7 +41,7 @@ def _ordering(rows: list[Row]) -> Finding:
         mlps = [value for model, value in of.items() if model.startswith("mlp")]
         right.append(of["perceptron"] < min(mlps) and max(mlps) < of["conv4"])
         told.append(f"α = {alpha}: " + ", ".join(f"{model} {percent(value)}" for model, value in of.items()))
-    return Finding("; ".join(told), verdict(all(right), in_part=any(right)))
+    return summed_up(told, right)
 
 
 def _ninety_at_hundred(rows: list[Row]) -> Finding:

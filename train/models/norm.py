@@ -193,17 +193,19 @@ class _NormGradient(torch.autograd.Function):
         of_grad, of_input = torch.empty_like(grad), torch.empty_like(input)
         with num_threads(torch.get_num_threads()):
             sums = bend_sums(_values(input), _values(grad), _values(bend), mean) / count
-            (g, gx, h, hx, gh) = sums * np.stack([np.ones_like(s), s, np.ones_like(s), s, np.ones_like(s)])
+            g, gx, h, hx, gh = sums
+            gx, hx = s * gx, s * hx
+            slope = s * (v - w * s * hx)
             terms = np.stack(
                 [
                     mean,
                     u - w * s * h,
-                    s * (v - w * s * hx),
+                    slope,
                     w * s,
                     w * s**2 * (gx * h + hx * g) - v * s * g,
                     s**2 * (w * s * (g * h - gh + 3 * gx * hx) - v * gx),
                     -w * s**2 * gx,
-                    s * (v - w * s * hx),
+                    slope,
                 ]
             )
             norm_bend(

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int64, UInt8
 from numpy import ndarray as Array
 
-from kernels.permutation import permutation
-from kernels.philox import FOLD
 from pipeline.console import console
-from pipeline.errors import UserError
-from train.recipes import Recipe
+from train.select.halves import refuse_empty, split, train_half
+from train.select.rate import estimated
 from train.select.selection import Selection
-from train.select.task import Judged, Part, Task
-from train.theory.incv import candidates_from, estimate_noise_ratio, remove_ratio, selected_noise_ratio
+from train.select.task import Task
+from train.theory.incv import candidates_from, remove_ratio, selected_noise_ratio
 
 ITERATIONS: Final = 4
 PAIRS: Final = ("pair", "map")  # laws that send a class to one other class
-_FITS: Final = 0.9
-_SHARE_OF_RUN: Final = 0.25  # passes of each training against those of the run; the authors' are 50 and 200
 
 
 @dataclass
@@ -108,55 +103,6 @@ def select_incv(task: Task) -> Selection:
     return Selection(state.selected, state.scores, wrong, found, state.iterations, state.candidates, late_from)
 
 
-def split(candidates: Bool[Array, " e"], num_images: int, *, seed: int, iteration: int) -> Bool[Array, "2 e"]:
-    """Cut candidates into two halves by image, as a shuffle of the images says that have any.
-
-    Args:
-        candidates: By example id.
-        num_images: n.
-        seed: The run's.
-        iteration: Each has halves of its own.
-    """
-    there = np.flatnonzero(candidates.reshape(-1, num_images).any(axis=0))
-    order = permutation(len(there), seed=seed, domain=FOLD, a=iteration)(np.arange(len(there)))
-    first = np.zeros(num_images, dtype=np.bool_)
-    first[there[order[: len(there) // 2]]] = True
-    everywhere = np.tile(first, len(candidates) // num_images)
-    return np.stack([candidates & everywhere, candidates & ~everywhere])
-
-
-@dataclass(frozen=True)
-class Half:
-    """A net that was trained on a half of the candidates and on what was selected before.
-
-    Args:
-        task: Of the selection.
-        recipe: Of the net.
-        folder: Of its run.
-        learnt: Its examples.
-        asked: Examples of the other half.
-    """
-
-    task: Task
-    recipe: Recipe
-    folder: Path
-    learnt: Bool[Array, " e"]
-    asked: Bool[Array, " e"]
-
-    def judge(self, weights: str, examples: Bool[Array, " e"]) -> Judged:
-        """Ask the net, with some of its weights, about the images of examples."""
-        images = np.unique(np.flatnonzero(examples) % self.task.dataset.formula.num_images)
-        return self.task.judge(self.recipe, self.folder / weights, images)
-
-
-def train_half(task: Task, name: str, learnt: Bool[Array, " e"], asked: Bool[Array, " e"]) -> Half:
-    """Train a net on some examples, and validate it on the labels of others."""
-    epochs = task.recipe.select_epochs or _SHARE_OF_RUN * task.recipe.examples / int(task.candidates().sum())
-    recipe = task.phase(int(learnt.sum()), epochs)
-    task.train(recipe, task.folder / name, Part(np.flatnonzero(learnt), np.flatnonzero(asked)))
-    return Half(task, recipe, task.folder / name, learnt, asked)
-
-
 def best_iterations(ratio: float, *, pairs: bool) -> int:
     """Return how many iterations judge by the weights that do best on the other half.
 
@@ -165,36 +111,6 @@ def best_iterations(ratio: float, *, pairs: bool) -> int:
     if pairs or ratio > 0.6:
         return 1
     return 2 if ratio > 0.3 else ITERATIONS
-
-
-def estimated(half: Half, labels: Int64[Array, " e"]) -> float:
-    """Estimate the noise ratio from how often a net's last weights predict labels that it never saw.
-
-    The law is that of nets that fit their own labels, wrong ones too; where the net fits fewer than nine in ten of
-    them, as after few passes, a warning says that the ratio is too small.
-
-    Deviates: the authors' code takes the weights that judge, which may be those of an early epoch.
-
-    Raises:
-        UserError: If the predictions say too little.
-    """
-    judged = half.judge("last.pt", half.learnt | half.asked)
-    agrees, number = judged.predicted == labels, int(half.asked.sum())
-    accuracy, fitted = float(agrees[half.asked].mean()), float(agrees[half.learnt].mean())
-    try:
-        ratio = estimate_noise_ratio(accuracy, num_classes=half.task.dataset.num_classes, num_examples=number)
-    except UserError as error:
-        name = str(half.task.recipe.select)
-        instead = "--forget-rate in place of --select all" if name == "all" else "--select-rate"
-        raise UserError(f"selection {name} cannot tell the noise ratio: {error}; give {instead}") from None
-    if fitted < _FITS and half.task.world.is_first:
-        console.print(
-            f"warning: the net fits {fitted:.0%} of its own labels, so that the noise ratio {ratio:.3f} is estimated "
-            "too small; give --select-rate, or more --select-epochs",
-            soft_wrap=True,
-            highlight=False,
-        )
-    return ratio
 
 
 def largest(losses: Float32[Array, " e"], of: Bool[Array, " e"], number: int) -> Bool[Array, " e"]:
@@ -209,16 +125,3 @@ def largest(losses: Float32[Array, " e"], of: Bool[Array, " e"], number: int) ->
     marked = np.zeros_like(of)
     marked[ids[np.argsort(-losses[ids], kind="stable")[:number]]] = True
     return marked
-
-
-def refuse_empty(learnt: Bool[Array, " e"], asked: Bool[Array, " e"], iteration: int, name: str) -> None:
-    """Stop where a half has nothing to train on or to judge.
-
-    Raises:
-        UserError: If that is so.
-    """
-    if not learnt.any() or not asked.any():
-        raise UserError(
-            f"selection {name} has {learnt.sum():,} examples to train on and {asked.sum():,} to judge in iteration "
-            f"{iteration + 1}; it needs some of both: give more data"
-        )

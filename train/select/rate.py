@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
+from jaxtyping import Int64
+from numpy import ndarray as Array
 
 from pipeline.console import console
-from train.select.incv import Half, estimated, refuse_empty, split, train_half
+from pipeline.errors import UserError
+from train.select.halves import Half, refuse_empty, split, train_half
 from train.select.selection import Selection
 from train.select.task import Task
+from train.theory.incv import estimate_noise_ratio
+
+_FITS: Final = 0.9
 
 
 def estimate_rate(task: Task) -> tuple[float, Half]:
@@ -51,3 +59,33 @@ def select_all(task: Task) -> Selection:
     rate, half = estimate_rate(task)
     scores = np.where(candidates, -half.judge("last.pt", candidates).losses, np.float32("nan"))
     return Selection(candidates, scores, rate, {"noise_ratio": rate})
+
+
+def estimated(half: Half, labels: Int64[Array, " e"]) -> float:
+    """Estimate the noise ratio from how often a net's last weights predict labels that it never saw.
+
+    The law is that of nets that fit their own labels, wrong ones too; where the net fits fewer than nine in ten of
+    them, as after few passes, a warning says that the ratio is too small.
+
+    Deviates: the authors' code takes the weights that judge, which may be those of an early epoch.
+
+    Raises:
+        UserError: If the predictions say too little.
+    """
+    judged = half.judge("last.pt", half.learnt | half.asked)
+    agrees, number = judged.predicted == labels, int(half.asked.sum())
+    accuracy, fitted = float(agrees[half.asked].mean()), float(agrees[half.learnt].mean())
+    try:
+        ratio = estimate_noise_ratio(accuracy, num_classes=half.task.dataset.num_classes, num_examples=number)
+    except UserError as error:
+        name = str(half.task.recipe.select)
+        instead = "--forget-rate in place of --select all" if name == "all" else "--select-rate"
+        raise UserError(f"selection {name} cannot tell the noise ratio: {error}; give {instead}") from None
+    if fitted < _FITS and half.task.world.is_first:
+        console.print(
+            f"warning: the net fits {fitted:.0%} of its own labels, so that the noise ratio {ratio:.3f} is estimated "
+            "too small; give --select-rate, or more --select-epochs",
+            soft_wrap=True,
+            highlight=False,
+        )
+    return ratio

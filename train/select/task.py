@@ -86,8 +86,7 @@ class Task:
 
     def candidates(self) -> Bool[Array, " e"]:
         """Mark the examples that may be selected, by example id."""
-        own = np.arange(self.dataset.formula.num_images) < self.num_images
-        return np.tile(own, 1 + self.dataset.formula.alpha)
+        return examples_of(self.dataset, self.num_images)
 
     def phase(self, num_examples: int, epochs: float, **changes: Any) -> Recipe:
         """Return the recipe of a net that the selector trains: the run's, but plain and of its own length.
@@ -109,6 +108,11 @@ class Task:
             "example_losses": False,
         }
         return dataclasses.replace(self.recipe, **{**own, **changes})
+
+
+def examples_of(dataset: DilutedSet, num_images: int) -> Bool[Array, " e"]:
+    """Mark the examples of the first so many images, by example id."""
+    return np.tile(np.arange(dataset.formula.num_images) < num_images, 1 + dataset.formula.alpha)
 
 
 def judge_images(learner: Predictor, images: Evaluation, num_images: int, alpha: int) -> Judged:

@@ -1,0 +1,81 @@
+"""Cross-validation by halves: a net is trained on one half of the images and asked about the other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from jaxtyping import Bool
+from numpy import ndarray as Array
+
+from kernels.permutation import permutation
+from kernels.philox import FOLD
+from pipeline.errors import UserError
+from train.recipes import Recipe
+from train.select.task import Judged, Part, Task
+
+_SHARE_OF_RUN: Final = 0.25  # passes of each training against those of the run; INCV's authors' are 50 and 200
+
+
+def split(candidates: Bool[Array, " e"], num_images: int, *, seed: int, iteration: int) -> Bool[Array, "2 e"]:
+    """Cut candidates into two halves by image, as a shuffle of the images says that have any.
+
+    Args:
+        candidates: By example id.
+        num_images: n.
+        seed: The run's.
+        iteration: Each has halves of its own.
+    """
+    there = np.flatnonzero(candidates.reshape(-1, num_images).any(axis=0))
+    order = permutation(len(there), seed=seed, domain=FOLD, a=iteration)(np.arange(len(there)))
+    first = np.zeros(num_images, dtype=np.bool_)
+    first[there[order[: len(there) // 2]]] = True
+    everywhere = np.tile(first, len(candidates) // num_images)
+    return np.stack([candidates & everywhere, candidates & ~everywhere])
+
+
+@dataclass(frozen=True)
+class Half:
+    """A net that was trained on a half of the candidates and on what was selected before.
+
+    Args:
+        task: Of the selection.
+        recipe: Of the net.
+        folder: Of its run.
+        learnt: Its examples.
+        asked: Examples of the other half.
+    """
+
+    task: Task
+    recipe: Recipe
+    folder: Path
+    learnt: Bool[Array, " e"]
+    asked: Bool[Array, " e"]
+
+    def judge(self, weights: str, examples: Bool[Array, " e"]) -> Judged:
+        """Ask the net, with some of its weights, about the images of examples."""
+        images = np.unique(np.flatnonzero(examples) % self.task.dataset.formula.num_images)
+        return self.task.judge(self.recipe, self.folder / weights, images)
+
+
+def train_half(task: Task, name: str, learnt: Bool[Array, " e"], asked: Bool[Array, " e"]) -> Half:
+    """Train a net on some examples, and validate it on the labels of others."""
+    epochs = task.recipe.select_epochs or _SHARE_OF_RUN * task.recipe.examples / int(task.candidates().sum())
+    recipe = task.phase(int(learnt.sum()), epochs)
+    task.train(recipe, task.folder / name, Part(np.flatnonzero(learnt), np.flatnonzero(asked)))
+    return Half(task, recipe, task.folder / name, learnt, asked)
+
+
+def refuse_empty(learnt: Bool[Array, " e"], asked: Bool[Array, " e"], iteration: int, name: str) -> None:
+    """Stop where a half has nothing to train on or to judge.
+
+    Raises:
+        UserError: If that is so.
+    """
+    if not learnt.any() or not asked.any():
+        raise UserError(
+            f"selection {name} has {learnt.sum():,} examples to train on and {asked.sum():,} to judge in iteration "
+            f"{iteration + 1}; it needs some of both: give more data"
+        )
