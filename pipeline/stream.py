@@ -232,6 +232,16 @@ def expanded_rows(
     return image_ids, copies_in_pass(passes, image_ids, num_copies=num_copies)
 
 
+def images_of(example_ids: Int64[Array, " e"], num_images: int) -> Int64[Array, " i"]:
+    """Return the ids of the images that some examples show, ascending.
+
+    Args:
+        example_ids: Copy · n + image id.
+        num_images: n.
+    """
+    return np.unique(example_ids % num_images)
+
+
 def check_batch(batch: int, *, num_examples: int, world_size: int = 1) -> None:
     """Refuse a batch that cannot be cut into equal parts or that is larger than the data.
 

@@ -18,7 +18,7 @@ from pipeline.dataset import DilutedSet
 from pipeline.errors import UserError
 from pipeline.laws import Given
 from pipeline.loaders import Batches, Evaluation, open_batches, open_evaluation
-from pipeline.stream import Late
+from pipeline.stream import images_of
 from train.checkpoint import load_state
 from train.clock import Clock
 from train.distributed import ALONE, World
@@ -35,6 +35,7 @@ from train.noise_scale import NoiseScale
 from train.recipes import Recipe
 from train.schedule import learning_rate
 from train.select import Part
+from train.select.task import ALL
 
 CPU: Final = torch.device("cpu")
 MEMORISED: Final = 1_000  # training images whose wrong labels are looked at; the ids are a class-balanced shuffle
@@ -60,7 +61,7 @@ def method_of(
     *,
     device: torch.device = CPU,
     wrong: float | None = None,
-    late: Late | None = None,
+    part: Part = ALL,
 ) -> Method:
     """Make the method of a run.
 
@@ -69,12 +70,12 @@ def method_of(
         dataset: What it trains on.
         device: Where it trains.
         wrong: Share of wrong labels in a selection from it; None is what its law says of all.
-        late: Examples that join the selection.
+        part: What it trains on.
 
     Raises:
         UserError: If it does not fit the data.
     """
-    law, wanted = dataset.formula.law.name, METHODS[recipe.method].only_law
+    n, law, wanted = dataset.formula.num_images, dataset.formula.law.name, METHODS[recipe.method].only_law
     if wanted not in (None, law):
         raise UserError(f"{recipe.method} is defined for law {wanted}, this data set's is {law}; give another --method")
     return METHODS[recipe.method](
@@ -103,7 +104,8 @@ def method_of(
             batch=recipe.batch,
             num_examples=dataset.formula.num_examples,
             device=device,
-            late=late,
+            late=part.late,
+            labels_an_image=None if part.train is None else len(part.train) / len(images_of(part.train, n)),
             seed=recipe.seed,
         )
     )
@@ -116,7 +118,7 @@ def training_of(
     held_in = held_out_images(recipe, dataset).start
     if not held_in:
         raise UserError(f"val_frac {recipe.val_frac} holds all {dataset.formula.num_images} images out; lower it")
-    method = method_of(recipe, dataset, device=learner.device, wrong=wrong, late=part.late)
+    method = method_of(recipe, dataset, device=learner.device, wrong=wrong, part=part)
     batches = open_batches(
         dataset,
         batch=recipe.batch,

@@ -17,7 +17,7 @@ from pipeline.console import console
 from pipeline.dataset import DilutedSet
 from pipeline.errors import UserError
 from pipeline.laws.files import check_matrix_path, write_matrix
-from pipeline.stream import Rest
+from pipeline.stream import Rest, images_of
 from train.assemble import build_learner, evaluation_of, held_out_images, parts_of, run_of, trained_learner, training_of
 from train.checkpoint import load_state
 from train.data import facts, facts_of_part
@@ -135,7 +135,9 @@ def _run_experiment(
                 selection, found = select(recipe, dataset, folder, world)
                 batches.close()
                 part = world.together(lambda: selected_part(recipe, dataset, selection))
-                recipe = dataclasses.replace(recipe, batch=batch_within(recipe, int(selection.kept.sum()), world.size))
+                recipe = dataclasses.replace(
+                    recipe, batch=batch_within(recipe, rows_of(recipe, dataset, selection), world.size)
+                )
                 if METHODS[recipe.method].takes_candidates:
                     late = late_candidates(selection, batch=recipe.batch, examples=recipe.examples)
                     part = dataclasses.replace(part, late=late)
@@ -174,15 +176,23 @@ def _train(run: Run) -> None:
         raise Stopped(signal_number)
 
 
-def batch_within(recipe: Recipe, num_examples: int, num_processes: int) -> int:
-    """Return the batch of a recipe, or the largest that so few examples make, and say so.
+def rows_of(recipe: Recipe, dataset: DilutedSet, selection: Selection) -> int:
+    """Return how many rows an epoch of a selection has: examples, or images for a method that streams images."""
+    whole = METHODS[recipe.method].stream == "images"
+    ids = selection.example_ids
+    return len(images_of(ids, dataset.formula.num_images)) if whole else len(ids)
+
+
+def batch_within(recipe: Recipe, num_rows: int, num_processes: int) -> int:
+    """Return the batch of a recipe, or the largest that so few examples or images make, and say so.
 
     Nobody knows how many examples a selection keeps until it is made; to stop there would cost all that it took.
     """
     step = num_processes * int(recipe.accumulate)
-    batch = min(recipe.batch, max(1, num_examples // step) * step)
+    batch = min(recipe.batch, max(1, num_rows // step) * step)
     if batch < recipe.batch:
-        console.print(f"{num_examples:,} examples are selected: batches hold {batch} of them, not {recipe.batch}")
+        what = METHODS[recipe.method].stream
+        console.print(f"{num_rows:,} {what} are selected: batches hold {batch} of them, not {recipe.batch}")
     return batch
 
 

@@ -255,10 +255,10 @@ class Recipe:
                     f"selection all estimates the share of wrong labels, and select_rate {self.select_rate} says it; "
                     "leave one of them out, or give method coteaching that number as --forget-rate"
                 )
-        if METHODS[self.method].stream == "images":
+        if not METHODS[self.method].takes_selection:
             raise UserError(
-                f"selection {self.select} keeps single examples, and {self.method} sees all labels of an image at "
-                "once; give another --method"
+                f"selection {self.select} keeps some of an image's labels, and {self.method} is defined for all of "
+                "them; give another --method"
             )
         if self.order == "passes":
             raise UserError(

@@ -13,7 +13,7 @@ from typing import Final, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 from numpy import ndarray as Array
 from torch import Tensor
 
@@ -27,7 +27,7 @@ from pipeline.loaders.resident import open_resident
 from pipeline.loaders.types import How, Loader
 from pipeline.loaders.webdataset import open_webdataset
 from pipeline.passes import BLOCK_IMAGES, DEFAULT_WINDOW, Passes
-from pipeline.stream import Draws, Joined, Late, Places, Rest, Stream, Subset, check_batch, rank_positions
+from pipeline.stream import Draws, Joined, Late, Places, Rest, Stream, Subset, check_batch, images_of, rank_positions
 from pipeline.types import Batch
 
 LOADERS: Final[dict[str, Callable[[DilutedSet, ImageSplit, How], Loader]]] = {
@@ -63,12 +63,14 @@ class _Maker:
         loader: Loader,
         *,
         every_copy: bool,
+        left_out: Bool[Array, " e"] | None,
         batch: int,
         rank: int,
         world_size: int,
     ) -> None:
         self.dataset, self.order, self.loader = dataset, order, loader
         self.every_copy = every_copy  # a row carries the labels of all copies of its image
+        self.left_out = left_out  # those of them, by example id, that are -1 instead
         self.batch, self.rank, self.world_size = batch, rank, world_size
         self._far_away = isinstance(dataset.train, ShardSplit) and dataset.train.folder.local is None
         self._lock = threading.Lock()  # a thread that an interrupt cut off at its start may still be at work
@@ -107,11 +109,12 @@ class _Maker:
     def _labels(self, places: Places) -> Int64[Tensor, " b"] | Int64[Tensor, "b a"]:
         formula = self.dataset.formula
         source = self.dataset.train.source_labels[places.image_ids]
-        if self.every_copy:
-            labels = formula.all_labels(places.image_ids, source)
-        else:
-            labels = formula.labels(places.image_ids, places.copies, source)
-        return torch.from_numpy(labels.astype(np.int64))
+        if not self.every_copy:
+            return torch.from_numpy(formula.labels(places.image_ids, places.copies, source).astype(np.int64))
+        labels = formula.all_labels(places.image_ids, source).astype(np.int64)
+        if self.left_out is not None:
+            labels[self.left_out.reshape(-1, formula.num_images)[:, places.image_ids].T] = -1
+        return torch.from_numpy(labels)
 
 
 class Batches(Iterator[Batch]):
@@ -206,7 +209,8 @@ def open_batches(
         start: Position to begin at; the batches from there on are those of an uninterrupted run.
         stream: "examples" shows every copy with its label; "images" shows every image with all its labels.
         images: Image ids to train on; all by default.
-        example_ids: Examples to train on, ascending, in place of all copies of `images`.
+        example_ids: Examples to train on, ascending, in place of all copies of `images`. A stream of images shows
+            those that any of them belongs to, with -1 in place of the labels of all others.
         rest: Shown beside them: each example of a batch is a draw from `example_ids`, and brings views of another one.
         late: Examples that join those.
         order: "full" shuffles all examples; "passes" goes over the images again and again, see `pipeline.passes`.
@@ -235,18 +239,22 @@ def open_batches(
         raise UserError(f"law {law.name} shows other images as noise, which have no place in passes; give --order full")
     if order == "full" and reuse != 1:
         raise UserError(f"--reuse {reuse} is for --order passes, which shows an image's labels close to each other")
-    if example_ids is not None and (stream == "images" or order == "passes"):
-        what = "--order passes" if order == "passes" else "a method that sees all labels of an image at once"
-        raise UserError(f"{what} goes over whole images, and a selection keeps single examples; give another")
+    if example_ids is not None and order == "passes":
+        raise UserError("--order passes goes over whole images, and a selection keeps single examples; give another")
     images = range(dataset.formula.num_images) if images is None else images
     copies = 1 + dataset.formula.alpha if stream == "examples" else 1
     if window is None:
         window = DEFAULT_WINDOW if reuse == 1 else 1
+    num_images, left_out = dataset.formula.num_images, None
     made: Order
-    if example_ids is not None and rest is not None:
-        made = Draws(example_ids, rest, dataset.formula.num_images, seed)
+    if example_ids is not None and stream == "images":
+        left_out = np.ones(dataset.formula.num_examples, dtype=np.bool_)
+        left_out[example_ids] = False
+        made = Subset(images_of(example_ids, num_images), num_images, seed)
+    elif example_ids is not None and rest is not None:
+        made = Draws(example_ids, rest, num_images, seed)
     elif example_ids is not None:
-        part = Subset(example_ids, dataset.formula.num_images, seed)
+        part = Subset(example_ids, num_images, seed)
         made = part if late is None else Joined(part, late, batch)
     elif order == "full":
         made = Stream(images, copies, seed)
@@ -256,7 +264,16 @@ def open_batches(
     name, why = choose(loader, dataset)
     how = How(dataset.augmentation, torch.device(device), seed=seed, keep=_kept(made), blocks=_blocks(made))
     opened = _open(name, dataset, dataset.train, resize, how)
-    maker = _Maker(dataset, made, opened, every_copy=stream == "images", batch=batch, rank=rank, world_size=world_size)
+    maker = _Maker(
+        dataset,
+        made,
+        opened,
+        every_copy=stream == "images",
+        left_out=left_out,
+        batch=batch,
+        rank=rank,
+        world_size=world_size,
+    )
     return Batches(maker, start=start, ahead=0 if name == "resident" else _AHEAD, loader=name, why=why)
 
 

@@ -73,9 +73,15 @@ def test_a_histogram_is_the_mean_of_the_labels_one_hot(images: int, copies: int,
 
 
 def test_a_histogram_refuses_labels_that_are_no_class() -> None:
-    for label in (-1, 3):
+    for label in (-2, 3):  # -1 is a label that is left out
         with pytest.raises(RuntimeError):
             histogram_targets(torch.tensor([[0, label]]), num_classes=3)
+
+
+def test_labels_that_are_left_out_do_not_count_and_an_image_weighs_what_is_left_of_it() -> None:
+    labels = torch.tensor([[2, -1, 0, 2], [-1, -1, 1, -1]])  # 3 and 1 labels, 2 an image
+    targets = histogram_targets(labels, num_classes=3, labels_an_image=2.0)
+    assert targets.tolist() == [[0.5, 0, 1], [0, 0.5, 0]]
 
 
 @given(classes=st.integers(2, 50), alpha=st.integers(0, 200))
@@ -111,6 +117,20 @@ def test_a_histogram_has_the_gradient_of_all_copies_under_one_crop(alpha: int) -
     # The net computes in float64; the targets are float32, half a unit in whose last place is 6e-8.
     torch.testing.assert_close(gradient(histogram), gradient(every_copy), rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(histogram.loss, every_copy.loss, rtol=1e-6, atol=1e-7)
+
+
+def test_a_histogram_of_a_selection_has_the_gradient_of_what_is_kept() -> None:
+    generator = torch.Generator().manual_seed(2)
+    images = torch.randn(6, 1, 4, 4, generator=generator, dtype=torch.float64)
+    labels = torch.randint(0, 5, (6, 8), generator=generator)
+    kept = torch.rand(6, 8, generator=generator) < 0.4
+    kept[:, 0] |= ~kept.any(dim=1)  # an image without a label is not shown
+    example = images.repeat_interleave(8, dim=0)[kept.flatten()]
+    plain, _ = stepped("plain", example, labels[kept], num_classes=5, alpha=7)
+    few = labels.where(kept, -1)
+    histogram, _ = stepped("histogram", images, few, num_classes=5, alpha=7, labels_an_image=float(kept.sum() / 6))
+    torch.testing.assert_close(gradient(histogram), gradient(plain), rtol=1e-6, atol=1e-7)  # as above
+    torch.testing.assert_close(histogram.loss, plain.loss, rtol=1e-6, atol=1e-7)
 
 
 def test_h_alpha_is_what_the_histogram_is_on_average() -> None:

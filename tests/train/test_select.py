@@ -13,6 +13,7 @@ from calls import call, interrupted, rows, same, weights
 from pipeline.dataset import DilutedSet, dilute
 from pipeline.errors import UserError
 from pipeline.laws import Symmetric
+from pipeline.loaders import open_batches
 from pipeline.sources.synthetic import synthetic
 from train.clock import Clock
 from train.experiment import run_experiment
@@ -297,6 +298,26 @@ def test_a_selection_that_is_smaller_than_a_batch_is_trained_on(
     assert result["examples"] == -(-1080 // batch) * batch
 
 
+def test_a_histogram_holds_the_labels_that_are_kept_of_an_image(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = synthetic(num_train=40, num_test=40, height=8, width=8, channels=1, num_classes=4)
+    diluted = dilute(source, alpha=3)
+    recipe = Recipe(**FIELDS | {"batch": 30}, method="histogram", select="rsl", select_epochs=4)
+    run_experiment(recipe, diluted, tmp_path / "run")
+    kept = selected(tmp_path / "run", "rsl")["kept"].reshape(4, 40)
+    shown = np.flatnonzero(kept.any(axis=0))
+    assert len(shown) < 30 < kept.sum()
+    assert f"{len(shown)} images are selected: batches hold {len(shown)} of them" in capsys.readouterr().out
+    batches = open_batches(diluted, batch=len(shown), stream="images", example_ids=np.flatnonzero(kept))
+    batch = next(batches)
+    assert batches.num_examples == len(shown)
+    assert sorted(batch.rows.tolist()) == shown.tolist()
+    labels = diluted.formula.labels_by_example(diluted.train.source_labels).reshape(4, 40).astype(int)
+    labels[~kept] = -1
+    np.testing.assert_array_equal(batch.labels.numpy(), labels[:, batch.rows].T)
+
+
 def test_nothing_wrong_keeps_all_that_can_be_learnt(tmp_path: Path) -> None:
     clean = dilute(synthetic(num_train=120, num_test=40, height=8, width=8, channels=1, num_classes=4), alpha=0)
     recipe = Recipe(**FIELDS, select="rsl", select_epochs=2)
@@ -325,8 +346,8 @@ def test_weights_that_were_selected_for_are_validated_through_the_noise(wrong_se
         ({"select": "rsl", "select_rate": 1.0}, r"select_rate is 1.0; give a number in \[0, 1\)"),
         ({"select": "rsl", "select_epochs": 0.0}, "select_epochs is 0.0; give a finite number above 0"),
         (
-            {"select": "rsl", "method": "histogram"},
-            "selection rsl keeps single examples, and histogram sees",
+            {"select": "rsl", "method": "marginal"},
+            "selection rsl keeps some of an image's labels, and marginal is defined for all of them",
         ),
         ({"select": "incv", "order": "passes"}, "give --order full"),
         ({"select": "rsl", "method": "coteaching"}, "give --forget-rate"),

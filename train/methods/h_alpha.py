@@ -38,6 +38,7 @@ class HAlpha(Method):
     stream: ClassVar[Literal["examples", "images"]] = "images"
     uses_clean_labels: ClassVar[bool] = True
     only_law: ClassVar[str | None] = "uniform"
+    takes_selection: ClassVar[bool] = False  # it looks at no noisy label
 
     def __init__(self, setting: Setting) -> None:
         self.label_smoothing = setting.label_smoothing

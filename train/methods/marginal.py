@@ -51,6 +51,7 @@ class Marginal(Histogram):
     """
 
     only_law: ClassVar[str | None] = "uniform"
+    takes_selection: ClassVar[bool] = False  # what is left of an image's labels is not as the law has it
 
     def __init__(self, setting: Setting) -> None:
         if setting.label_smoothing:

@@ -48,6 +48,7 @@ class Setting:
         num_examples: N of the data set, also where a part of it is trained on.
         device: Where the run computes.
         late: Examples that join a selection; None for none.
+        labels_an_image: Labels that a selection leaves an image, on average; None without a selection.
         seed: The run's.
     """
 
@@ -76,6 +77,7 @@ class Setting:
     num_examples: int = 0
     device: str | torch.device = "cpu"
     late: Late | None = None
+    labels_an_image: float | None = None
     seed: int = 0
 
 
@@ -91,7 +93,8 @@ class Method(ABC):
         rest_views: Views of an example that was not selected, which every row of a batch brings with it, after it; 0
             for a method that learns from what was selected alone.
         takes_candidates: Whether examples that a selection left undecided may join its batches.
-        num_labels: Labels that one row of a batch brings to the loss.
+        takes_selection: Whether it can be trained on some of an image's labels.
+        num_labels: Labels that one row of a batch brings to the loss, on average.
         row_losses: Of the latest step, of a method whose rows have one each; without gradient.
         kept_rows: Those of the latest step that each net chose, of a method that leaves some out.
     """
@@ -103,7 +106,8 @@ class Method(ABC):
     has_teacher: ClassVar[bool] = False
     rest_views: ClassVar[int] = 0
     takes_candidates: ClassVar[bool] = False
-    num_labels: int = 1
+    takes_selection: ClassVar[bool] = True
+    num_labels: float = 1.0
     row_losses: Tensor | None = None
     kept_rows: Bool[Tensor, "nets b"] | None = None
 
