@@ -17,6 +17,7 @@ takes two. A method should take at most 1.25 times its floor.
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import time
 from collections.abc import Callable
@@ -29,7 +30,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.load import command, process
+from benchmarks.load import Process, command, process
 from benchmarks.measure import Settings, Timed, Variant
 from benchmarks.train import DEVICE, Net, forget_peak, go_on, open_run, peak_mb, wait
 from pipeline.dataset import DilutedSet, dilute
@@ -41,6 +42,7 @@ from train.assemble import build_learner
 from train.example_losses import ExampleLosses
 from train.loop import Run
 from train.methods import METHODS
+from train.metrics import Log
 from train.select import Part
 from train.select.task import ALL
 
@@ -105,9 +107,7 @@ def _run(
     name: str, net: Net, method: str, fields: dict[str, Any], settings: Settings, *, against: tuple[str, ...]
 ) -> list[Variant]:
     """Go on with a run by some steps of the trainer's own loop; show its floors and what memory it takes."""
-    massive = METHODS[method].stream == "images" or METHODS[method].only_law == "uniform"
-    dataset = data_of(net.size_px, massive)
-    run, log = open_run(net, dataset, method=method, part=part_of(dataset, method), **fields)
+    run, log = open_method(net, method, fields)
     title = f"{net.model}-{net.size_px}px-{name}"
     floors = floors_of(run, net, method, fields)
     unit = "examples/s" if run.method.stream == "examples" else "images/s"
@@ -118,20 +118,36 @@ def _run(
             unit,
             lambda: go_on(run, log, net, settings.threads),
             tuple(other for other in others if other != f"ours/{title}" and unit == "examples/s"),
-            forget_peak,
+            forget_peak,  # on a GPU
         ),
         *(Variant(f"limit/{title}{floor}", unit, measured) for floor, measured in floors.items()),
     ]
     if net.size_px != DIGITS.size_px:
-        peer = f"peer/{title}" if method == "coteaching" else None
-        found.insert(1, Variant(f"ours/{title}", "MB", lambda: peak_mb(run), peer))
+        peer = f"peer/{net.model}-{net.size_px}px-{method}" if method in OF_PAPERS else None
+        name = f"ours/{title}"
+        if DEVICE.type == "cuda":
+            found.insert(1, Variant(name, "MB", lambda: peak_mb(run), peer))
+        else:
+            alone = _script(name, "our_method", net, settings, "--method", method, "--fields", json.dumps(fields))
+            found.insert(1, Variant(name, "MB", lambda: alone.found["peak_mb"], peer, prepare=alone.start))
     return found
 
 
-def _peer(name: str, script: str, net: Net, settings: Settings) -> list[Variant]:
-    line = command(script, Path("synthetic"), "--model", net.model, "--warm", str(net.warm))
+def open_method(net: Net, method: str, fields: dict[str, Any]) -> tuple[Run, Log]:
+    """Open a run of a method that never ends, on the data that are meant for it."""
+    massive = METHODS[method].stream == "images" or METHODS[method].only_law == "uniform"
+    dataset = data_of(net.size_px, massive)
+    return open_run(net, dataset, method=method, part=part_of(dataset, method), **fields)
+
+
+def _script(name: str, script: str, net: Net, settings: Settings, *more: str) -> Process:
+    line = command(script, Path("synthetic"), "--model", net.model, "--warm", str(net.warm), *more)
     numbers = Settings(None, "", net.batch, settings.threads, settings.rounds)
-    peer = process(name, line, numbers, batches=net.steps)
+    return process(name, line, numbers, batches=net.steps)
+
+
+def _peer(name: str, script: str, net: Net, settings: Settings) -> list[Variant]:
+    peer = _script(name, script, net, settings)
     return [
         Variant(name, "examples/s", lambda: Timed(peer.found["images"], peer.found["seconds"]), prepare=peer.start),
         Variant(name, "MB", lambda: peer.found["peak_mb"]),

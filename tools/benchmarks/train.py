@@ -315,21 +315,13 @@ def operations(model: str, shape: tuple[int, int, int], num_classes: int) -> flo
 
 
 def forget_peak() -> None:
-    """Begin to measure memory: what this process held at most, or a GPU."""
+    """Begin to measure what is held on the GPU at most."""
     if DEVICE.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    else:
-        Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_mb(run: Run) -> float:
-    """Return what a run held at most since `forget_peak`: its weights and optimizer, and what its steps came to.
-
-    On a CPU that of the whole process, other runs included.
-    """
-    if DEVICE.type != "cuda":
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024 / 1e6
+    """Return what a run held on the GPU at most: its weights and optimizer, and what its steps came to besides."""
     own = sum(leaf.nbytes for leaf in tree_leaves(run.learner.state_dict()) if isinstance(leaf, Tensor))
     others = torch.cuda.memory_allocated() - own  # nets and batches of other variants
     return (torch.cuda.max_memory_allocated() - others) / 1e6
