@@ -29,7 +29,7 @@ def test_a_figure_at_scale_smoke_leaves_rows_pictures_and_a_page(tmp_path: Path)
     done = reproduce(tmp_path / "out", "fig8", "--scale", "smoke")
     assert done.returncode == 0, done.stderr
     names = {path.name for path in (tmp_path / "out").iterdir() if path.is_file()}
-    assert names == {"results.csv", "fig8.png", "fig8.svg", "report.html"}
+    assert names == {"results.csv", "fig8-smoke.png", "fig8-smoke.svg", "report.html"}
     found = rows(tmp_path / "out")
     assert len(found) == 8  # two α × (two batches, the limit, the histogram)
     assert {row["experiment"] for row in found} == {"fig8"}
@@ -41,6 +41,20 @@ def test_a_figure_at_scale_smoke_leaves_rows_pictures_and_a_page(tmp_path: Path)
     assert reproduce(tmp_path / "out", "fig9", "--scale", "smoke").returncode == 0  # runs of its own: none
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*/result.json")} == folders
     assert {row["experiment"] for row in rows(tmp_path / "out")} == {"fig8", "fig9"}
+
+
+def test_rows_of_scale_smoke_are_never_saved(tmp_path: Path) -> None:
+    path = ROOT / "tools/results.csv"
+    before = path.read_bytes()
+    try:
+        command = [TOOL, "digits", "--scale", "smoke", "--save", "--out", str(tmp_path / "out")]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        assert len(rows(tmp_path / "out")) == 2
+        assert path.read_bytes() == before
+    finally:
+        if path.read_bytes() != before:
+            path.write_bytes(before)
 
 
 @pytest.mark.slow

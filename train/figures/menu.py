@@ -6,6 +6,7 @@ its text or figures, "derived" from them, "second hand" from reviews of it, "fro
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Final
 
 from train.figures.agreement import QUADRATIC_LAW
@@ -15,7 +16,8 @@ from train.figures.coteaching import COTEACHING
 from train.figures.digits import DIGITS, MASSIVE
 from train.figures.incv_iterations import INCV_ITERATIONS
 from train.figures.noise_scales import NOISE_SCALES
-from train.figures.points import Figure
+from train.figures.points import Figure, Section
+from train.figures.rows import grouped, read_rows, where
 from train.figures.rsl_precision import RSL_PRECISION
 from train.figures.structure import SOURCE_OF_NOISE, STRUCTURED
 from train.figures.uniform import UNIFORM_CIFAR, UNIFORM_IMAGENET, UNIFORM_SMALL
@@ -38,3 +40,17 @@ FIGURES: Final[dict[str, Figure]] = {
     "rsl-precision": RSL_PRECISION,
     "coteaching": COTEACHING,
 }
+
+
+def sections(path: Path) -> list[Section]:
+    """Read what was run: a section for every data set and scale of a figure, one without rows if there are none.
+
+    Args:
+        path: What `train.figures.rows.merge_rows` wrote, or none yet.
+    """
+    rows = read_rows(path)
+    made = []
+    for name, figure in FIGURES.items():
+        found = grouped(where(rows, experiment=name)) or {(figure.datasets[0], "cpu"): []}
+        made += [Section(name, figure, dataset, scale, of_both) for (dataset, scale), of_both in found.items()]
+    return made

@@ -9,7 +9,7 @@ from typing import Final
 
 from pipeline.pictures import picture_bytes
 from train.figures.draw import draw
-from train.figures.points import Figure
+from train.figures.points import Figure, Section
 from train.figures.rows import KEY, Row, mean_of, words
 
 STYLE: Final = """
@@ -26,13 +26,13 @@ _UNSHOWN: Final = {"experiment", "dataset", "scale", "log_every", "noise_seed", 
 _SETTING: Final = [*(name for name in KEY if name not in _UNSHOWN), "rate"]
 
 
-def page(figures: dict[str, tuple[Figure, list[Row]]]) -> str:
+def page(sections: list[Section]) -> str:
     """Lay figures out as one page that needs no other file.
 
     Args:
-        figures: By name, with the rows of their runs.
+        sections: Of all figures, those without rows as well.
     """
-    parts = [_section(name, figure, rows) for name, (figure, rows) in figures.items()]
+    parts = [_section(section) for section in sections]
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>Dilute: the paper\'s experiments</title>'
         f"<style>{STYLE}</style></head><body><h1>Deep learning under massive label noise: the experiments</h1>"
@@ -43,8 +43,11 @@ def page(figures: dict[str, tuple[Figure, list[Row]]]) -> str:
     )
 
 
-def _section(name: str, figure: Figure, rows: list[Row]) -> str:
-    head = f'<h2 id="{name}">{name}: {html.escape(figure.title)}</h2><p>{html.escape(figure.protocol)}</p>'
+def _section(section: Section) -> str:
+    figure, rows = section.figure, section.rows
+    ran = f" ({section.dataset}, scale {section.scale})" if rows else ""
+    title = html.escape(f"{section.name}: {figure.title}{ran}")
+    head = f'<h2 id="{section.label}">{title}</h2><p>{html.escape(figure.protocol)}</p>'
     if not rows:
         return head + "<p>Not run.</p>" + _claims(figure, [])
     columns = ("device", "versions", "commit", "command")

@@ -208,3 +208,27 @@ class Figure:
     def is_drawn(self) -> bool:
         """Whether there is anything to draw."""
         return bool(self.panels) or self.fits is not None
+
+
+class Section(NamedTuple):
+    """What was run of a figure on one data set at one scale.
+
+    Args:
+        name: Of the figure.
+        figure: What it is.
+        dataset: The clean set.
+        scale: Name of the scale.
+        rows: Of its runs, candidates left out.
+    """
+
+    name: str
+    figure: Figure
+    dataset: str
+    scale: str
+    rows: list[Row]
+
+    @property
+    def label(self) -> str:
+        """Its name in tables and of its pictures; the figure's own is on its first data set at scale cpu."""
+        other = [self.dataset] if self.dataset != self.figure.datasets[0] else []
+        return "-".join([self.name, *other, *([self.scale] if self.scale != "cpu" else [])])

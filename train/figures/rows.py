@@ -195,14 +195,16 @@ def where(rows: Iterable[Row], **wanted: Any) -> list[Row]:
     return kept
 
 
-def figure_rows(path: Path, name: str) -> list[Row]:
-    """Read the rows of a figure, candidates of a learning rate left out.
+def grouped(rows: Iterable[Row]) -> dict[tuple[str, str], list[Row]]:
+    """Return the rows of each data set and scale, candidates of a learning rate left out.
 
-    Args:
-        path: What `merge_rows` wrote, or none yet.
-        name: Of the figure.
+    Runs on other data, or of another length, answer another question: nothing averages, draws or judges them together.
     """
-    return [row for row in where(read_rows(path), experiment=name) if row["rate"] != "candidate"]
+    found: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    for row in rows:
+        if row["rate"] != "candidate":
+            found[row["dataset"], row["scale"]].append(row)
+    return found
 
 
 def line_through(points: dict[int, float]) -> tuple[float, float]:

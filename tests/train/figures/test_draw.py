@@ -11,6 +11,7 @@ from pipeline.pictures import picture_bytes
 from train.figures.draw import draw
 from train.figures.menu import FIGURES
 from train.figures.page import page
+from train.figures.points import Section
 
 
 def rows_of(**given: Any) -> list[dict[str, Any]]:
@@ -63,9 +64,12 @@ def test_a_picture_has_the_same_bytes_whenever_it_is_drawn(kind: str) -> None:
 
 def test_the_page_needs_nothing_else_and_lays_claims_beside_findings() -> None:
     rows = [each | {"commit": "<b>"} for each in rows_of(order="confusing", law="structured", delta=0.0)]
-    text = page({name: (figure, rows if name == "fig4" else []) for name, figure in FIGURES.items()})
+    other = [each | {"dataset": "fashion_mnist"} for each in rows[:2]]
+    of = {name: rows if name == "fig4" else [] for name in FIGURES}
+    sections = [Section(name, FIGURES[name], FIGURES[name].datasets[0], "cpu", found) for name, found in of.items()]
+    text = page([*sections, Section("fig4", FIGURES["fig4"], "fashion_mnist", "cpu", other)])
     assert not re.search(r'(src|href)="(?!data:|#)', text)
-    assert text.count("<img") == 1
+    assert text.count("<img") == 2
     assert text.count("Not run.") == len(FIGURES) - 1
     for claim in FIGURES["fig4"].claims:
         assert claim.text in text
@@ -75,3 +79,6 @@ def test_the_page_needs_nothing_else_and_lays_claims_beside_findings() -> None:
     assert "0.9100" in section
     assert "0.9000 to 0.9200" in section
     assert "6 runs, 6 min in all; seeds 0, 1, 2" in section
+    assert "2 runs, 2 min in all; seeds 0, 1;" not in section
+    assert 'id="fig4-fashion_mnist">fig4: Structured noise' in text
+    assert "classes (fashion_mnist, scale cpu)</h2>" in text

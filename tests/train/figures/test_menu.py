@@ -1,11 +1,14 @@
 """What is on the menu: grids of things that exist, and claims that say nothing without rows."""
 
+from pathlib import Path
+
 import pytest
-from figure_rows import verdicts
+from figure_rows import row, verdicts
 
 from pipeline.sources import SOURCES
-from train.figures.menu import FIGURES
+from train.figures.menu import FIGURES, sections
 from train.figures.points import SCALES, Scale, key_of
+from train.figures.rows import merge_rows
 from train.methods import METHODS
 from train.models import MODELS
 
@@ -34,3 +37,26 @@ def test_a_grid_holds_distinct_points_of_things_that_exist(name: str, scale: Sca
 @pytest.mark.parametrize("name", FIGURES)
 def test_no_rows_are_no_finding(name: str) -> None:
     assert {*verdicts(name, [])} <= {"not run"}
+
+
+def test_rows_of_other_data_or_another_scale_are_a_section_of_their_own(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    rows = [
+        row(experiment="fig4", alpha=0, rate="candidate"),
+        row(experiment="fig4"),
+        row(experiment="fig4", dataset="fashion_mnist"),
+        row(experiment="fig4", scale="smoke"),
+        row(experiment="fig4", dataset="mnist", scale="full"),
+        row(experiment="fig4", dataset="fashion_mnist", seed=1),
+    ]
+    merge_rows(path, rows)
+    found = {section.label: section.rows for section in sections(path) if section.name == "fig4"}
+    assert found == {
+        "fig4": [rows[1]],
+        "fig4-fashion_mnist": [rows[2], rows[5]],
+        "fig4-smoke": [rows[3]],
+        "fig4-mnist-full": [rows[4]],
+    }
+    others = [section for section in sections(path) if section.name != "fig4"]
+    assert [section.label for section in others] == [name for name in FIGURES if name != "fig4"]
+    assert not any(section.rows for section in others)
