@@ -1,9 +1,12 @@
 """Rows of runs that nobody ran, for tests of what reads them, and what a figure says of them."""
 
+import dataclasses
+import random
 from typing import Any
 
 from train.figures.menu import FIGURES
-from train.figures.rows import CURVES, FIELDS
+from train.figures.points import Scale
+from train.figures.rows import CURVES, FIELDS, FOUND
 
 
 def row(**given: Any) -> dict[str, Any]:
@@ -23,3 +26,21 @@ def row(**given: Any) -> dict[str, Any]:
 def verdicts(figure: str, rows: list[dict[str, Any]]) -> list[str]:
     """Return the verdict on each claim of a figure."""
     return [claim.check(rows).verdict for claim in FIGURES[figure].claims]
+
+
+def grid_rows(figure: str, scale: Scale) -> list[list[dict[str, Any]]]:
+    """Return rows of two seeds for each point of a figure, with results out of the air; some runs measured nothing."""
+    drawn, made = random.Random(0), []
+    dataset = FIGURES[figure].datasets[0]
+    for point in FIGURES[figure].points(dataset, scale):
+        given = {name: point.settings[name] for name in ("batch", "schedule", "ema") if name in point.settings}
+        rate = {"lr": point.rate} if isinstance(point.rate, float) else {}
+        given |= dataclasses.asdict(point.noise) | {"model": point.model, "method": point.method, **rate}
+        given |= {"rate": "given" if rate else point.rate, "clean": point.clean or 4_000, "dataset": dataset}
+        for seed in (0, 1):
+            found: dict[str, Any] = {name: drawn.random() for name in FOUND if name != "rate"}
+            found |= dict.fromkeys(CURVES, (0.1, 0.2, 0.3, 0.4)) | {"fitted": 0.99}
+            if drawn.random() < 0.1:
+                found |= dict.fromkeys(("noise_scale", "clean_noisy_cosine", "noisy_val_loss", "top5_last"))
+            made.append(row(**given | found, seed=seed))
+    return [made[at : at + 2] for at in range(0, len(made), 2)]

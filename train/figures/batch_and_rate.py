@@ -78,7 +78,7 @@ def _larger_batch_better(rows: list[Row]) -> Finding:
 def _limit_is_flat(rows: list[Row]) -> Finding:
     limit = curve(where(rows, method="h_alpha"))
     plain = curve(where(best_rate_rows(rows), method="plain"))
-    if len(limit) < 2 or not plain:
+    if len(limit) < 2 or 0 not in limit or not plain:
         return NOT_RUN
     last = max(limit)
     told = f"from α = 0 to {last:g} H_α goes from {spread(limit[0])} to {spread(limit[last])}"

@@ -31,13 +31,14 @@ def uniform_small(dataset: str, scale: Scale) -> list[Point]:
 
 
 def _ordering(rows: list[Row]) -> Finding:
-    alphas = {alpha for alpha in {row["alpha"] for row in rows} if alpha}
     models = {row["model"] for row in rows}
-    if not alphas or not {"perceptron", "conv4"} <= models or not any(m.startswith("mlp") for m in models):
+    if not {"perceptron", "conv4"} <= models or not any(model.startswith("mlp") for model in models):
         return NOT_RUN
+    curves = {model: curve(where(rows, model=model)) for model in SMALL_NETS if model in models}
+    shared = set.intersection(*(set(found) for found in curves.values()))  # a grid may have been run in part
     told, right = [], []
-    for alpha in sorted(alphas):
-        of = {model: curve(where(rows, model=model))[alpha].value for model in SMALL_NETS if model in models}
+    for alpha in sorted(shared - {0}):
+        of = {model: found[alpha].value for model, found in curves.items()}
         mlps = [value for model, value in of.items() if model.startswith("mlp")]
         right.append(of["perceptron"] < min(mlps) and max(mlps) < of["conv4"])
         told.append(f"α = {alpha}: " + ", ".join(f"{model} {percent(value)}" for model, value in of.items()))

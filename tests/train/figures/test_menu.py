@@ -1,11 +1,13 @@
 """What is on the menu: grids of things that exist, and claims that say nothing without rows."""
 
+import random
 from pathlib import Path
 
 import pytest
-from figure_rows import row, verdicts
+from figure_rows import grid_rows, row, verdicts
 
 from pipeline.sources import SOURCES
+from train.figures.draw import draw
 from train.figures.menu import FIGURES, sections
 from train.figures.points import SCALES, Scale, key_of
 from train.figures.rows import merge_rows
@@ -37,6 +39,20 @@ def test_a_grid_holds_distinct_points_of_things_that_exist(name: str, scale: Sca
 @pytest.mark.parametrize("name", FIGURES)
 def test_no_rows_are_no_finding(name: str) -> None:
     assert {*verdicts(name, [])} <= {"not run"}
+
+
+@pytest.mark.parametrize("scale", [SCALES["smoke"], SCALES["cpu"]], ids=["smoke", "cpu"])
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_grid_that_was_run_in_part_is_judged_as_far_as_it_goes(name: str, scale: Scale) -> None:
+    points, drawn = grid_rows(name, scale), random.Random(0)
+    parts = [points[:most] for most in range(len(points) + 1)]
+    parts += [points[:at] + points[at + 1 :] for at in range(len(points))]
+    parts += [drawn.sample(points, drawn.randint(1, len(points))) for _ in range(20)]
+    for part in parts:
+        assert {*verdicts(name, [run for point in part for run in point])} <= {
+            *("holds", "in part", "does not hold", "not run"),
+        }
+    draw(FIGURES[name], points[0])
 
 
 def test_rows_of_other_data_or_another_scale_are_a_section_of_their_own(tmp_path: Path) -> None:
