@@ -95,6 +95,7 @@ def test_what_cannot_be_run_leaves_a_page_that_says_so_and_no_picture(tmp_path: 
         (["fig1", "--seeds", "0"], ("--seeds",)),
         (["fig1", "--dataset", "mnist6k"], ("mnist6k", "mnist5k")),
         (["fig2", "--source", "nowhere"], ("nowhere",)),
+        (["fig5", "--dataset", "imagenet"], ("imagenet", "fashion_mnist", "cifar10")),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(tmp_path: Path, arguments: list[str], named: tuple[str, ...]) -> None:

@@ -189,7 +189,7 @@ class Figure:
     Args:
         title: What it is about.
         datasets: The one it runs on at scales smoke and cpu, and the one at full.
-        points: Makes the grid for a data set and a scale.
+        points: Makes the grid for a data set and a scale; a UserError if it has none for the set.
         panels: What is drawn.
         claims: What is held against the rows.
         protocol: What a reader must know beyond the table: choices, deviations.

@@ -119,7 +119,7 @@ def run_figure(
         The rows of all points, candidates left out.
 
     Raises:
-        UserError: If the data cannot be opened.
+        UserError: If the figure has no grid for the set, or the data cannot be opened.
         Stopped: If a signal came; what has run is kept.
     """
     points = figure.points(place.dataset, scale)

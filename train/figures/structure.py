@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, Final
 
+from pipeline.errors import UserError
 from train.figures.points import (
     HARMLESS,
     NOT_RUN,
@@ -74,7 +75,12 @@ def source_of_noise(dataset: str, scale: Scale) -> list[Point]:
 
     Deviates: the net and the range of α are from memory of the paper; scale cpu takes 10,000 clean images, two layers
     of convolutions and the set that Debian has.
+
+    Raises:
+        UserError: If there is no other set of images like these.
     """
+    if dataset not in SOURCES:
+        raise UserError(f"the source of noise has no other images for {dataset}; it has for: {', '.join(SOURCES)}")
     alphas = scale.pick((2,), (5, 10, 20), (1, 2, 4, 6, 8, 10))
     fields: dict[str, Any] = {
         "model": scale.pick("perceptron", "conv2", "conv6"),

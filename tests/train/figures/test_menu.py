@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from figure_rows import grid_rows, row, verdicts
 
+from pipeline.errors import UserError
 from pipeline.sources import SOURCES
 from train.figures.draw import draw
 from train.figures.menu import FIGURES, sections
@@ -34,6 +35,18 @@ def test_a_grid_holds_distinct_points_of_things_that_exist(name: str, scale: Sca
         assert {point.noise.foreign for point in points} - {""} <= SOURCES.keys()
         if scale.name == "smoke":
             assert len(points) <= 30
+
+
+@pytest.mark.parametrize("dataset", SOURCES)
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figure_has_a_grid_for_a_set_or_says_which_sets_it_has_one_for(name: str, dataset: str) -> None:
+    can = ("fashion_mnist", "mnist5k", "mnist", "cifar10")
+    for scale in SCALES.values():
+        if name == "fig5" and dataset not in can:
+            with pytest.raises(UserError, match=f"no other images for {dataset}; it has for: {', '.join(can)}"):
+                FIGURES[name].points(dataset, scale)
+        else:
+            assert FIGURES[name].points(dataset, scale)
 
 
 @pytest.mark.parametrize("name", FIGURES)
