@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -28,7 +28,7 @@ def draw(figure: Figure, rows: list[Row]) -> Picture:
     for axes, panel in zip(every, figure.panels, strict=False):
         _draw_panel(axes, panel, panel.select(rows))
     if figure.fits is not None:
-        _draw_fits(every[0], figure.fits(rows))
+        _draw_fits(every[0], figure.fits(rows), figure.slopes)
     scales = sorted({row["scale"] for row in rows})
     data = sorted({row["dataset"] for row in rows})
     picture.suptitle(f"{figure.title}\n({', '.join(data)}; scale {', '.join(scales)})", fontsize=10)
@@ -77,7 +77,7 @@ def _draw_panel(axes: Any, panel: Panel, rows: list[Row]) -> None:
         axes.legend(fontsize=7, ncols=1 + len(lines) // 9)
 
 
-def _draw_fits(axes: Any, fits: dict[str, dict[int, float]]) -> None:
+def _draw_fits(axes: Any, fits: dict[str, dict[int, float]], slopes: Mapping[str, float]) -> None:
     for name, found in fits.items():
         if not found:
             continue
@@ -86,6 +86,9 @@ def _draw_fits(axes: Any, fits: dict[str, dict[int, float]]) -> None:
         if len(xs) >= 2:
             slope, base = line_through(found)
             axes.plot(xs, base + slope * xs, color=line.get_color(), label=f"{base:.0f} + {slope:.0f}·α")
+    most = max((alpha for found in fits.values() for alpha in found), default=0)
+    for name, slope in slopes.items() if most else ():
+        axes.plot([0, most], [0, slope * most], color="grey", linestyle="--", linewidth=1, label=name)
     axes.set(xlabel="noisy labels a clean one, α", ylabel="clean labels needed")
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[0]:

@@ -16,7 +16,7 @@ from train.figures.points import (
     uniform_points,
     verdict,
 )
-from train.figures.rows import Row, best_curve, curve, where
+from train.figures.rows import Row, as_good, curve, shift, where
 
 
 def noise_scales(dataset: str, scale: Scale) -> list[Point]:
@@ -45,30 +45,35 @@ def noise_scales(dataset: str, scale: Scale) -> list[Point]:
 
 
 def _scale_grows_squared(rows: list[Row]) -> Finding:
-    found = curve(where(rows, lr=0.0), y="noise_scale")
+    still = where(rows, lr=0.0)
+    found = curve(still, y="noise_scale")
+    unresolved = sorted({row["alpha"] for row in still} - found.keys())
+    unknown = f"not resolved: |G|² at α = {', '.join(map(str, unresolved))}"
     if len(found) < 2 or 0 not in found:
-        return NOT_RUN
+        return Finding(unknown, "not run") if unresolved else NOT_RUN
     ratios = {a: m.value / found[0].value for a, m in found.items() if a}
     told = ", ".join(f"α = {a:g}: {r:.3g} × that of α = 0, (1+α)² = {(1 + a) ** 2:g}" for a, r in ratios.items())
     right = [0.5 < ratio / (1 + alpha) ** 2 < 2 for alpha, ratio in ratios.items()]
-    return Finding(told, verdict(all(right), in_part=any(right)))
+    ours = f"{told}; {unknown}" if unresolved else told
+    return Finding(ours, verdict(all(right) and not unresolved, in_part=any(right)))
 
 
-def _best_batch_under(schedule: str, rows: list[Row]) -> dict[float, int]:
-    found = best_curve(where(rows, schedule=schedule, ema=0.0, rate=("chosen", "carried")), by=lambda row: row["batch"])
-    return {alpha: group[0]["batch"] for alpha, group in found.items()}
+def _best_batches_under(schedule: str, rows: list[Row]) -> dict[float, list[int]]:
+    chosen = where(rows, schedule=schedule, ema=0.0, rate=("chosen", "carried"))
+    return as_good(chosen, by=lambda row: row["batch"])
 
 
 def _schedules(rows: list[Row]) -> Finding:
-    constant, cosine = (_best_batch_under(schedule, rows) for schedule in ("constant", "cosine"))
+    constant, cosine = (_best_batches_under(schedule, rows) for schedule in ("constant", "cosine"))
     if not {0, 20} <= constant.keys() or not {0, 20} <= cosine.keys():
         return NOT_RUN
     told = "; ".join(
-        f"{name}: " + ", ".join(f"α = {alpha:g}: {batch}" for alpha, batch in best.items())
+        f"{name}: " + ", ".join(f"α = {alpha:g}: {' or '.join(map(str, ties))}" for alpha, ties in best.items())
         for name, best in (("constant", constant), ("cosine", cosine))
     )
-    up, down = constant[20] >= constant[0], cosine[20] < cosine[0]
-    return Finding(f"batch with the lowest noisy validation loss: {told}", verdict(up and down, in_part=up or down))
+    right = shift(constant[0], constant[20]), -shift(cosine[0], cosine[20])
+    ours = f"batches within a standard error of the lowest noisy validation loss: {told}"
+    return Finding(ours, verdict(min(right) > 0, in_part=max(right) > 0 or min(right) == 0))
 
 
 NOISE_SCALES: Final = Figure(

@@ -194,6 +194,7 @@ class Figure:
         claims: What is held against the rows.
         protocol: What a reader must know beyond the table: choices, deviations.
         fits: x and y of points that a line is fitted to, by their names; of a figure without panels.
+        slopes: Lines through 0 to draw beside those: name and slope.
     """
 
     title: str
@@ -203,6 +204,7 @@ class Figure:
     claims: tuple[Claim, ...]
     protocol: str
     fits: Callable[[list[Row]], dict[str, dict[int, float]]] | None = None
+    slopes: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def is_drawn(self) -> bool:

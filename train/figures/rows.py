@@ -207,7 +207,7 @@ def grouped(rows: Iterable[Row]) -> dict[tuple[str, str], list[Row]]:
     return found
 
 
-def line_through(points: dict[int, float]) -> tuple[float, float]:
+def line_through(points: dict[int, float] | dict[float, float]) -> tuple[float, float]:
     """Fit a line by least squares and return its slope and its value at 0.
 
     Args:
@@ -265,11 +265,46 @@ def best_curve(rows: Iterable[Row], *, by: Callable[[Row], Any], x: str = "alpha
         by: Names the setting of a row.
         x: Column to go along.
     """
+    return {at: min(found.values(), key=_loss) for at, found in _settings(rows, by, x).items()}
+
+
+def as_good(rows: Iterable[Row], *, by: Callable[[Row], Any], x: str = "alpha") -> dict[float, list[Any]]:
+    """Return, for every x, the settings whose mean noisy validation loss is within a standard error of the lowest.
+
+    What is within it is a tie. The error is that of the lowest: over seeds or held-out images, whichever is larger.
+
+    Args:
+        rows: With a noisy validation loss.
+        by: Names the setting of a row by something that can be sorted.
+        x: Column to go along.
+    """
+    ties = {}
+    for at, found in _settings(rows, by, x).items():
+        best = min(found.values(), key=_loss)
+        losses = [row["noisy_val_loss"] for row in best]
+        over_seeds = stdev(losses) / math.sqrt(len(losses)) if len(losses) > 1 else 0.0
+        error = max(over_seeds, fmean(row["noisy_val_loss_se"] or 0.0 for row in best))
+        ties[at] = sorted(setting for setting, some in found.items() if _loss(some) <= _loss(best) + error)
+    return ties
+
+
+def shift(before: Sequence[float], after: Sequence[float]) -> int:
+    """Say where settings that tie went: 1 is up, -1 is down, 0 is nowhere as far as can be told, they overlap.
+
+    Args:
+        before: At least one.
+        after: Likewise.
+    """
+    return int(min(after) > max(before)) - int(max(after) < min(before))
+
+
+def _settings(rows: Iterable[Row], by: Callable[[Row], Any], x: str) -> dict[float, dict[Any, list[Row]]]:
     groups: dict[float, dict[Any, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         if row["noisy_val_loss"] is not None:
             groups[row[x]][by(row)].append(row)
-    return {
-        at: min(groups[at].values(), key=lambda found: fmean(row["noisy_val_loss"] for row in found))
-        for at in sorted(groups)
-    }
+    return {at: groups[at] for at in sorted(groups)}
+
+
+def _loss(rows: list[Row]) -> float:
+    return fmean(row["noisy_val_loss"] for row in rows)

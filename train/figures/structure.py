@@ -58,8 +58,10 @@ def _confusing_order_best(rows: list[Row]) -> Finding:
         return NOT_RUN
     means = {order: found[1.0] for order, found in of.items()}
     told = ", ".join(f"{order} {spread(mean)}" for order, mean in means.items())
-    best = max(means, key=lambda order: means[order].value)
-    return Finding(f"δ = 1: {told}", verdict(best == "confusing"))
+    values = [mean.value for mean in means.values()]
+    little = max(values) - min(values) < HARMLESS
+    best = max(means, key=lambda order: means[order].value) == "confusing"
+    return Finding(f"δ = 1: {told}", verdict(little and best, in_part=little or best))
 
 
 SOURCES: Final = {

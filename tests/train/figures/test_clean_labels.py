@@ -19,9 +19,27 @@ def along_clean(alpha: int, numbers: Iterable[int], slope: float) -> list[dict[s
 def test_needed_labels_are_read_off_between_two_runs_and_a_line_is_fitted() -> None:
     rows = [each for alpha in (5, 10, 20) for each in along_clean(alpha, (50, 1_000, 8_000, 64_000), 200)]
     assert needed(rows, 0.9) == {5: pytest.approx(1000), 10: pytest.approx(2000), 20: pytest.approx(4000)}
-    linear, steeper = (claim.check(rows) for claim in FIGURES["fig7"].claims)
-    assert linear.verdict == steeper.verdict == "holds"
-    assert "90.0 %: -0 + 200·α" in linear.ours or "90.0 %: 0 + 200·α" in linear.ours
+    paper, linear, steeper = (claim.check(rows) for claim in FIGURES["fig7"].claims)
+    assert paper.verdict == linear.verdict == steeper.verdict == "holds"
+    assert paper.ours.startswith("α = 5: 1,000 (200·α = 1,000); α = 10: 2,000 (200·α = 2,000)")
+    assert "90.0 %: as α to the power of 1.00; " in linear.ours
+    assert " + 200·α (3 values of α)" in linear.ours
     assert needed([each for each in rows if each["clean"] > 4_000], 0.9) == {}  # none below: nothing is made up
-    bent = [each for alpha in (5, 10, 20) for each in along_clean(alpha, (50, 1_000, 64_000), 2_000 / alpha**2)]
-    assert FIGURES["fig7"].claims[0].check(bent).verdict == "does not hold"
+
+
+@pytest.mark.parametrize(("power", "verdict"), [(1.2, "holds"), (2, "does not hold"), (0.7, "does not hold")])
+def test_what_grows_as_another_power_of_alpha_is_not_linear(power: float, verdict: str) -> None:
+    slopes = {alpha: 20 * alpha ** (power - 1) for alpha in (5, 10, 20)}
+    bent = [each for alpha, slope in slopes.items() for each in along_clean(alpha, (10, 1_000, 64_000), slope)]
+    assert FIGURES["fig7"].claims[1].check(bent).verdict == verdict
+
+
+def test_the_number_for_ninety_per_cent_is_held_against_the_paper_s() -> None:
+    def check(slope: float, *numbers: int) -> tuple[str, str]:
+        return FIGURES["fig7"].claims[0].check(along_clean(10, numbers, slope))
+
+    assert check(100, 50, 8_000) == ("α = 10: 1,000 (200·α = 2,000)", "does not hold")
+    assert check(290, 50, 8_000)[1] == "holds"
+    assert check(310, 50, 8_000)[1] == "does not hold"
+    assert check(310, 50, 2_500) == ("α = 10: more than 2,500 (200·α = 2,000)", "not run")
+    assert check(310, 50, 3_050)[1] == "does not hold"

@@ -32,6 +32,7 @@ def test_fits_and_references_are_drawn() -> None:
     labels = draw(FIGURES["fig7"], rows).axes[0].get_legend_handles_labels()[1]
     assert "80.0 %" in labels
     assert any("·α" in label for label in labels)
+    assert "the paper, 90.0 %: 200·α (derived)" in labels
     still = [row(lr=0.0, alpha=a, noise_scale=130.0 * (1 + a)) for a in (0, 5)]
     line, reference = draw(FIGURES["fig10"], still).axes[0].get_lines()
     assert reference.get_ydata().tolist() == [130, 130 * 36]

@@ -18,6 +18,15 @@ def test_the_noise_scale_is_held_against_the_square() -> None:
     assert verdicts("fig10", at(0.1, 3.0))[0] == "does not hold"
 
 
+def test_a_noise_scale_that_was_not_resolved_is_named_and_nothing_holds() -> None:
+    check = FIGURES["fig10"].claims[0].check
+    rows = [row(lr=0.0, alpha=a, noise_scale=None if a == 50 else 130.0 * (1 + a) ** 2) for a in (0, 5, 50)]
+    found = check(rows)
+    assert found.verdict == "in part"
+    assert found.ours.endswith("; not resolved: |G|² at α = 50")
+    assert check(rows[2:]) == ("not resolved: |G|² at α = 50", "not run")
+
+
 def test_schedules_are_compared_by_the_best_batch_of_each() -> None:
     def best(schedule: str, *sizes: int) -> list[dict[str, Any]]:
         return [
@@ -29,5 +38,7 @@ def test_schedules_are_compared_by_the_best_batch_of_each() -> None:
     check = FIGURES["fig10"].claims[1].check
     assert check(best("constant", 128, 512) + best("cosine", 512, 128)).verdict == "holds"
     assert check(best("constant", 128, 512) + best("cosine", 512, 512)).verdict == "in part"
+    assert check(best("constant", 512, 512) + best("cosine", 512, 512)).verdict == "in part"  # nothing moved
+    assert check(best("constant", 512, 512) + best("cosine", 128, 512)).verdict == "does not hold"
     assert check(best("constant", 512, 128) + best("cosine", 128, 512)).verdict == "does not hold"
     assert check(best("constant", 512, 128)) == Finding("", "not run")

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from train.figures.rows import along, best_curve, curve, mean_of, merge_rows, read_rows, where
+from train.figures.rows import along, as_good, best_curve, curve, mean_of, merge_rows, read_rows, shift, where
 
 
 def test_rows_come_back_as_they_were_written(tmp_path: Path) -> None:
@@ -79,3 +79,25 @@ def test_the_best_setting_is_that_of_the_lowest_noisy_validation_loss_over_all_s
     rows = runs(1e-3, [2.0, 2.3], 0.9) + runs(3e-3, [2.1, 2.1], 0.1)  # the better on test, the lowest of one seed
     (found,) = best_curve(rows, by=lambda each: each["lr"]).values()
     assert {each["lr"] for each in found} == {3e-3}
+
+
+def test_settings_within_a_standard_error_of_the_lowest_loss_tie() -> None:
+    def ties(se: float, *losses: tuple[float, ...]) -> list[float]:
+        rows = [
+            row(lr=lr, seed=s, noisy_val_loss=loss, noisy_val_loss_se=se)
+            for lr, of_seeds in zip((3e-3, 1e-3), losses, strict=True)
+            for s, loss in enumerate(of_seeds)
+        ]
+        (found,) = as_good(rows, by=lambda each: each["lr"]).values()
+        return found
+
+    assert ties(0.009, (2.0,), (2.01,)) == [3e-3]
+    assert ties(0.011, (2.0,), (2.01,)) == [1e-3, 3e-3]  # over images
+    assert ties(0.0, (1.9, 2.1), (2.0, 2.19)) == [1e-3, 3e-3]  # over seeds: 0.1
+    assert ties(0.0, (1.9, 2.1), (2.0, 2.21)) == [3e-3]
+
+
+def test_settings_that_tie_went_up_or_down_only_where_none_is_in_both() -> None:
+    assert shift([1, 2], [3]) == 1
+    assert shift([3], [1, 2]) == -1
+    assert shift([1, 2], [2, 3]) == shift([1, 3], [2]) == 0
