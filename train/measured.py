@@ -3,7 +3,7 @@
 `tools/reproduce fig8` ran method plain with conv2 on mnist5k (2,000 clean labels, a tenth of them held out) at
 batches of 32 to 2,048 and rates of 0.0003, 0.001 and 0.003, AdamW with a constant rate and averaged weights, 300,000
 examples a run (60,000 without noise). The table has the rate with the lowest loss on noisy validation labels for
-every α and batch.
+every α and batch; of a run it is the lowest of ten evaluations, as those rows have no other.
 
 The paper's two rules hold: the best batch grows with α (32, 32, 128, 2,048) and the best rate of a batch falls (of
 128: 0.003, 0.001, 0.0003, 0.0003). It grows more slowly than the (1 + α)² that keeps the ratio of signal to noise: a

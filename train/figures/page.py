@@ -85,14 +85,15 @@ def _table(rows: list[Row]) -> str:
     for row in rows:
         groups[tuple(row[name] for name in _SETTING)].append(row)
     shown = [name for at, name in enumerate(_SETTING) if len({key[at] for key in groups}) > 1]
-    results = ("last", "range", "best by noisy validation", "oracle", "noisy validation loss", "vote", "n", "s a run")
+    results = ("last", "range", "best by noisy validation", "oracle")
+    results += ("noisy validation loss, lowest", "noisy validation loss, last", "vote", "n", "s a run")
     head = "".join(f"<th>{html.escape(name)}</th>" for name in (*shown, *results))
     lines = []
     for found in groups.values():
         cells = [_cell(found[0], name) for name in shown]
         last = mean_of([row["top1_last"] for row in found])
         cells += [f"{last.value:.4f}", f"{last.least:.4f} to {last.most:.4f}"]
-        for name in ("top1_best_noisy_val", "top1_best_test", "noisy_val_loss", "vote"):
+        for name in ("top1_best_noisy_val", "top1_best_test", "noisy_val_loss", "noisy_val_loss_last", "vote"):
             values = [row[name] for row in found if row[name] is not None]
             cells.append(f"{mean_of(values).value:.5f}" if values else "")
         cells += [str(last.n), f"{mean_of([row['wall_s'] for row in found]).value:.0f}"]

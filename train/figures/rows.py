@@ -51,6 +51,8 @@ FOUND: Final = [
     "top5_last",
     "noisy_val_loss",
     "noisy_val_loss_se",
+    "noisy_val_loss_last",
+    "noisy_val_loss_last_se",
     "wrong_labels_said",
     "noise_scale",
     "clean_noisy_cosine",
@@ -260,10 +262,16 @@ def by_noise(rows: Iterable[Row], noises: Iterable[tuple[str, float]], what: str
 def best_curve(rows: Iterable[Row], *, by: Callable[[Row], Any], x: str = "alpha") -> dict[float, list[Row]]:
     """Return, for every x, the rows of the setting whose mean noisy validation loss is the lowest.
 
+    The loss is that of a run's last evaluation, whose accuracy is what is reported. Rows that were written before it
+    was kept have the lowest of a run's evaluations; where one of them is compared, all are compared by that.
+
     Args:
-        rows: With a noisy validation loss.
+        rows: Those without a noisy validation loss are left out.
         by: Names the setting of a row.
         x: Column to go along.
+
+    Returns:
+        The rows, with that loss as `loss` and its standard error over held-out images as `loss_se`.
     """
     return {at: min(found.values(), key=_loss) for at, found in _settings(rows, by, x).items()}
 
@@ -274,16 +282,16 @@ def as_good(rows: Iterable[Row], *, by: Callable[[Row], Any], x: str = "alpha") 
     What is within it is a tie. The error is that of the lowest: over seeds or held-out images, whichever is larger.
 
     Args:
-        rows: With a noisy validation loss.
+        rows: As `best_curve` has them.
         by: Names the setting of a row by something that can be sorted.
         x: Column to go along.
     """
     ties = {}
     for at, found in _settings(rows, by, x).items():
         best = min(found.values(), key=_loss)
-        losses = [row["noisy_val_loss"] for row in best]
+        losses = [row["loss"] for row in best]
         over_seeds = stdev(losses) / math.sqrt(len(losses)) if len(losses) > 1 else 0.0
-        error = max(over_seeds, fmean(row["noisy_val_loss_se"] or 0.0 for row in best))
+        error = max(over_seeds, fmean(row["loss_se"] or 0.0 for row in best))
         ties[at] = sorted(setting for setting, some in found.items() if _loss(some) <= _loss(best) + error)
     return ties
 
@@ -300,11 +308,13 @@ def shift(before: Sequence[float], after: Sequence[float]) -> int:
 
 def _settings(rows: Iterable[Row], by: Callable[[Row], Any], x: str) -> dict[float, dict[Any, list[Row]]]:
     groups: dict[float, dict[Any, list[Row]]] = defaultdict(lambda: defaultdict(list))
-    for row in rows:
-        if row["noisy_val_loss"] is not None:
-            groups[row[x]][by(row)].append(row)
+    held_out = [row for row in rows if row["noisy_val_loss"] is not None]
+    last = all(row["noisy_val_loss_last"] is not None for row in held_out)
+    name = "noisy_val_loss_last" if last else "noisy_val_loss"
+    for row in held_out:
+        groups[row[x]][by(row)].append({**row, "loss": row[name], "loss_se": row[f"{name}_se"]})
     return {at: groups[at] for at in sorted(groups)}
 
 
 def _loss(rows: list[Row]) -> float:
-    return fmean(row["noisy_val_loss"] for row in rows)
+    return fmean(row["loss"] for row in rows)

@@ -103,8 +103,8 @@ def run_figure(
     """Run the grid of a figure.
 
     Learning rates that are to be chosen come first: seed 0 of every candidate, the lowest loss on the noisy validation
-    split, which holds out a tenth of the images; where that loss has a standard error above `LARGEST_SE`, the rate
-    chosen at α = `CARRIED_ALPHA` for the same point is taken.
+    split, which holds out a tenth of the images, at the last evaluation; where that loss has a standard error above
+    `LARGEST_SE`, the rate chosen at α = `CARRIED_ALPHA` for the same point is taken.
 
     Args:
         name: Of the figure; the rows carry it.
@@ -163,14 +163,14 @@ def _choose_rates(
     unsure = {
         key_of(point): dataclasses.replace(point, noise=dataclasses.replace(point.noise, alpha=CARRIED_ALPHA))
         for point in points
-        if min(row["noisy_val_loss_se"] for row in found[key_of(point)]) > LARGEST_SE
+        if min(row["noisy_val_loss_last_se"] for row in found[key_of(point)]) > LARGEST_SE
     }
     known = losses([point for point in unsure.values() if key_of(point) not in found]) | found
     chosen = {}
     for point in points:
         key = key_of(point)
         rows = known[key_of(unsure[key])] if key in unsure else found[key]
-        best = min(rows, key=lambda row: row["noisy_val_loss"])
+        best = min(rows, key=lambda row: row["noisy_val_loss_last"])
         chosen[key] = (best["lr"], "carried" if key in unsure else "chosen")
     return chosen
 
@@ -342,6 +342,8 @@ def folder_name(job: Job, recipe: Recipe) -> str:
 def row_of(job: Job, finished: Finished) -> Row:
     """Lay out what came out of a run."""
     recipe, dataset, result, folder = finished
+    held_out = rows_with(folder, "eval/noisy_val_loss")
+    at_end = held_out[-1] if held_out else {}
     noise, accuracy, given = job.point.noise, result["top1_accuracy"], result["memorisation"]["given"]
     row = {
         "dataset": recipe.dataset,
@@ -359,6 +361,8 @@ def row_of(job: Job, finished: Finished) -> Row:
         "top5_last": result["top5_accuracy"],
         "noisy_val_loss": result["noisy_val_loss"],
         "noisy_val_loss_se": result["noisy_val_loss_se"],
+        "noisy_val_loss_last": at_end.get("eval/noisy_val_loss"),
+        "noisy_val_loss_last_se": at_end.get("eval/noisy_val_loss_se"),
         "wrong_labels_said": None if given is None or math.isnan(given) else given,  # no label is wrong
         "vote": result["vote_baseline"],
         "wall_s": result["wall_s"] + result.get("selection", {}).get("wall_s", 0.0),

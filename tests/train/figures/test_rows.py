@@ -101,3 +101,15 @@ def test_settings_that_tie_went_up_or_down_only_where_none_is_in_both() -> None:
     assert shift([1, 2], [3]) == 1
     assert shift([3], [1, 2]) == -1
     assert shift([1, 2], [2, 3]) == shift([1, 3], [2]) == 0
+
+
+def test_settings_are_compared_by_the_last_evaluation_where_all_runs_kept_it() -> None:
+    low_early = row(lr=3e-3, noisy_val_loss=2.0, noisy_val_loss_last=2.2, noisy_val_loss_last_se=0.01)
+    low_late = row(lr=1e-3, noisy_val_loss=2.1, noisy_val_loss_last=2.1, noisy_val_loss_last_se=0.01)
+
+    def best(*rows: dict[str, Any]) -> tuple[float, float]:
+        ((found,),) = best_curve(rows, by=lambda each: each["lr"]).values()
+        return found["lr"], found["loss"]
+
+    assert best(low_early, low_late) == (1e-3, 2.1)
+    assert best(low_early, {**low_late, "noisy_val_loss_last": None}) == (3e-3, 2.0)

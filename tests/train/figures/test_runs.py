@@ -1,6 +1,7 @@
 """Real runs of small grids: rates are chosen without test images, and nothing is run twice."""
 
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,8 @@ def losses(monkeypatch: pytest.MonkeyPatch, found: Callable[[float, int], tuple[
     def told(job: runs.Job, *rest: Any) -> Row:
         row = measured(job, *rest)
         loss, error, accuracy = found(row["lr"], row["alpha"])
-        return {**row, "noisy_val_loss": loss, "noisy_val_loss_se": error, "top1_last": accuracy}
+        lowest = {"noisy_val_loss": -loss, "noisy_val_loss_se": 1.0}  # of an earlier evaluation
+        return {**row, **lowest, "noisy_val_loss_last": loss, "noisy_val_loss_last_se": error, "top1_last": accuracy}
 
     monkeypatch.setattr(runs, "row_of", told)
 
@@ -152,6 +154,16 @@ def test_foreign_and_white_noise_show_other_images(tmp_path: Path) -> None:
     assert [(row["law"], row["foreign"], row["vote"]) for row in rows] == [
         ("white", "", None), ("foreign", "fashion_mnist", None),
     ]  # fmt: skip
+
+
+def test_the_noisy_validation_loss_of_the_last_evaluation_is_kept_beside_the_lowest(tmp_path: Path) -> None:
+    (before,), _ = run(tmp_path, uniform(2))
+    (path,) = tmp_path.glob("*/metrics.jsonl")
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"eval/noisy_val_loss": 9.5, "eval/noisy_val_loss_se": 0.25}) + "\n")
+    (row,), _ = run(tmp_path, uniform(2))
+    assert (row["noisy_val_loss_last"], row["noisy_val_loss_last_se"]) == (9.5, 0.25)
+    assert row["noisy_val_loss"] == before["noisy_val_loss"] <= before["noisy_val_loss_last"] < 9.5
 
 
 def test_what_a_run_measures_of_its_gradients_is_kept(tmp_path: Path) -> None:
