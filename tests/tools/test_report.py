@@ -1,8 +1,15 @@
+import re
 import shutil
 import subprocess
 from pathlib import Path
 
+import pytest
+
+from train.figures.menu import sections
+from train.figures.protocol import hours_of, protocol_of, seeds_of
+
 ROOT = Path(__file__).resolve().parent.parent.parent
+FOUND = sections(ROOT / "tools/results.csv")
 
 
 def report(*arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -39,3 +46,25 @@ def test_a_readme_without_marks_is_refused_and_left_alone(tmp_path: Path) -> Non
     assert done.returncode == 2
     assert done.stderr.startswith("error:")
     assert copy.read_text() == "nothing here\n"
+
+
+def test_every_figure_that_was_run_has_its_protocol_seeds_hours_and_command_in_the_readme() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    sections = [section for section in FOUND if section.rows]
+    assert sections
+    for section in sections:
+        assert f"**{section.label}**: {section.figure.title}. {protocol_of(section)}" in text
+        lines = [line for line in text.splitlines() if line.startswith(f"| {section.label} |")]
+        assert len(lines) == len(section.figure.claims)
+        for line in lines:
+            assert f"| {seeds_of(section.rows)} | {hours_of(section.rows)} | `tools/reproduce " in line
+
+
+def test_the_hours_that_the_readme_promises_at_scale_cpu_are_about_those_of_the_rows() -> None:
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    told = re.search(r"about ([\d.]+) h a seed for fig6, ([\d.]+) for fig8 and ([\d.]+) for fig4", text)
+    assert told
+    rows = {section.label: section.rows for section in FOUND}
+    for name, hours in zip(("fig6", "fig8", "fig4"), told.groups(), strict=True):
+        num_seeds = len({row["seed"] for row in rows[name]})
+        assert float(hours) == pytest.approx(sum(row["wall_s"] for row in rows[name]) / 3_600 / num_seeds, rel=0.25)

@@ -10,6 +10,7 @@ from typing import Final
 from pipeline.pictures import picture_bytes
 from train.figures.draw import draw
 from train.figures.points import Figure, Section
+from train.figures.protocol import BANDS, hours_of, protocol_of, seeds_of
 from train.figures.rows import KEY, Row, mean_of, words
 
 STYLE: Final = """
@@ -37,9 +38,7 @@ def page(sections: list[Section]) -> str:
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>Dilute: the paper\'s experiments</title>'
         f"<style>{STYLE}</style></head><body><h1>Deep learning under massive label noise: the experiments</h1>"
         "<p>Claims of Rolnick et al. 2017 (arXiv 1705.10694), or of the paper that a figure names, beside our runs. "
-        "Accuracy is top-1 on test images after the last step, the mean over seeds with its range; nothing is chosen "
-        "with test images. Bands in the pictures are 95 % confidence intervals of the mean (Student's t); of two "
-        "seeds, their range.</p>" + "\n".join(parts) + "</body></html>\n"
+        f"{BANDS}</p>" + "\n".join(parts) + "</body></html>\n"
     )
 
 
@@ -47,14 +46,13 @@ def _section(section: Section) -> str:
     figure, rows = section.figure, section.rows
     ran = f" ({section.dataset}, scale {section.scale})" if rows else ""
     title = html.escape(f"{section.name}: {figure.title}{ran}")
-    head = f'<h2 id="{section.label}">{title}</h2><p>{html.escape(figure.protocol)}</p>'
+    head = f'<h2 id="{section.label}">{title}</h2><p>{html.escape(protocol_of(section))}</p>'
     if not rows:
         return head + "<p>Not run.</p>" + _claims(figure, [])
     columns = ("device", "versions", "commit", "command")
     told = [", ".join(sorted({row[name] for row in rows})) for name in columns]
     facts = (
-        f"{len(rows)} runs, {sum(row['wall_s'] for row in rows) / 60:.0f} min in all; seeds "
-        f"{', '.join(map(str, sorted({row['seed'] for row in rows})))} (noise seed = training seed, drawn from by "
+        f"{len(rows)} runs, {hours_of(rows)} in all; seeds {seeds_of(rows)} (noise seed = training seed, drawn from by "
         f"generators of their own); {'; '.join(told)}"
     )
     picture = ""

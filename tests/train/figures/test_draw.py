@@ -79,7 +79,7 @@ def test_the_page_needs_nothing_else_and_lays_claims_beside_findings() -> None:
     section = text[text.index('id="fig4"') : text.index('id="fig5"')]
     assert "0.9100" in section
     assert "0.9000 to 0.9200" in section
-    assert "6 runs, 6 min in all; seeds 0, 1, 2" in section
-    assert "2 runs, 2 min in all; seeds 0, 1;" not in section
+    assert "6 runs, 0.1 h in all; seeds 0, 1, 2" in section
+    assert "conv4; plain; 4,000 clean labels; 300,000 examples a run; the recipe&#x27;s learning rate." in section
     assert 'id="fig4-fashion_mnist">fig4: Structured noise' in text
     assert "classes (fashion_mnist, scale cpu)</h2>" in text

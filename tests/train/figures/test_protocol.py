@@ -1,0 +1,27 @@
+"""What stands beside a figure says how its runs were made."""
+
+from figure_rows import row
+
+from train.figures.menu import FIGURES
+from train.figures.points import Section
+from train.figures.protocol import hours_of, protocol_of, seeds_of
+
+
+def test_a_protocol_names_net_labels_examples_and_how_rates_were_found() -> None:
+    rows = [
+        row(model="conv2", method="h_alpha", clean=2_000, examples=60_000, rate="chosen"),
+        row(model="conv2", clean=4_000, examples=300_000, rate="carried"),
+    ]
+    figure = FIGURES["fig1"]
+    assert protocol_of(Section("fig1", figure, "mnist5k", "cpu", rows)) == (
+        "conv2; h_alpha (uses clean labels), plain; 2,000 to 4,000 clean labels; 60,000 to 300,000 examples a run; "
+        "learning rates chosen on noisy validation, of seed 0, at the last evaluation; where that loss has a standard "
+        f"error above 0.02, the rate chosen at α = 10. {figure.protocol}"
+    )
+    assert protocol_of(Section("fig1", figure, "mnist5k", "cpu", [])) == figure.protocol
+
+
+def test_time_is_added_up_and_seeds_are_named_once() -> None:
+    rows = [row(seed=1, wall_s=1_800.0), row(seed=0, wall_s=5_400.0), row(seed=0, alpha=5, wall_s=360.0)]
+    assert hours_of(rows) == "2.1 h"
+    assert seeds_of(rows) == "0, 1"

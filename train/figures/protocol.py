@@ -1,0 +1,55 @@
+"""How the runs of a section were made, in a line that stands beside what came out of them."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from train.figures.points import Section
+from train.figures.rows import Row, words
+from train.figures.runs import CARRIED_ALPHA, LARGEST_SE
+
+# How the learning rates of rows were found, by the column `rate`.
+RATES: Final = {
+    "recipe": "the recipe's learning rate",
+    "given": "learning rates given by the grid",
+    "chosen": "learning rates chosen on noisy validation, of seed 0, at the last evaluation",
+    "carried": f"where that loss has a standard error above {LARGEST_SE:g}, the rate chosen at α = {CARRIED_ALPHA}",
+}
+BANDS: Final = (
+    "Accuracy is top-1 on test images after the last step, the mean over seeds with its range; nothing is chosen with "
+    "test images. Bands in the pictures are 95 % confidence intervals of the mean (Student's t); of two seeds, their "
+    "range; one seed has none."
+)
+
+
+def protocol_of(section: Section) -> str:
+    """Say what was trained on what and for how long, how rates were found, and what differs from the paper.
+
+    Args:
+        section: With rows or without.
+    """
+    return f"{_runs(section.rows)} {section.figure.protocol}" if section.rows else section.figure.protocol
+
+
+def seeds_of(rows: list[Row]) -> str:
+    """Name the seeds of some rows."""
+    return ", ".join(map(str, sorted({row["seed"] for row in rows})))
+
+
+def hours_of(rows: list[Row]) -> str:
+    """Add up the time of some runs."""
+    return f"{sum(row['wall_s'] for row in rows) / 3_600:.1f} h"
+
+
+def _runs(rows: list[Row]) -> str:
+    models = ", ".join(dict.fromkeys(row["model"] for row in rows))
+    methods = ", ".join(words("method", method) for method in dict.fromkeys(row["method"] for row in rows))
+    clean, examples = (_range({row[name] for row in rows}) for name in ("clean", "examples"))
+    found = {row["rate"] for row in rows}
+    rates = "; ".join(told for rate, told in RATES.items() if rate in found)
+    return f"{models}; {methods}; {clean} clean labels; {examples} examples a run; {rates}."
+
+
+def _range(numbers: set[int]) -> str:
+    least, most = min(numbers), max(numbers)
+    return f"{least:,}" if least == most else f"{least:,} to {most:,}"
