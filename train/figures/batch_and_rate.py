@@ -108,12 +108,16 @@ BATCH_AND_RATE: Final = Figure(
     points=batch_and_rate,
     panels=(Panel(series=("method", "batch"), select=best_rate_rows),),
     claims=(
-        Claim("Larger batches are better under noise.", "32 to 256 (as read)", _larger_batch_better),
-        Claim("H_α, the limit of infinite batches, stays almost flat.", "as read", _limit_is_flat),
+        Claim(
+            "Larger batches are better under noise.",
+            "larger is better (as read), 32 to 256 (second hand)",
+            _larger_batch_better,
+        ),
+        Claim("H_α, the limit of infinite batches, stays almost flat.", "the trend (as read)", _limit_is_flat),
     ),
     protocol="Of the grid's rates those with the lowest noisy validation loss, mean of all seeds, are shown for every "
     "batch size and α. The same number of examples for all batch sizes, so that large ones take few steps: 300,000 are "
-    "9,375 steps of 32 and 146 of 2,048, while the paper's claim ends at 256. Scale cpu has 2,000 of the paper's "
+    "9,375 steps of 32 and 146 of 2,048, while the claim ends at 256. Scale cpu has 2,000 of the paper's "
     "60,000 labels. h_alpha reads the clean labels; it and histogram count images.",
 )
 
@@ -123,7 +127,7 @@ LEARNING_RATES: Final = Figure(
     datasets=("mnist5k", "cifar10"),
     points=learning_rates,
     panels=(Panel(series=("lr",)),),
-    claims=(Claim("The best learning rate falls as noise rises.", "as read", _best_rate_falls),),
+    claims=(Claim("The best learning rate falls as noise rises.", "the trend, no rates (as read)", _best_rate_falls),),
     protocol="One batch size, 512 at scale cpu; all rates are shown; runs shared with fig8. The paper's figure is on "
     "CIFAR-10.",
 )

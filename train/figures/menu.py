@@ -1,7 +1,7 @@
 """The figures: what each runs at which scale, what the paper says of it, and how our rows are held against that.
 
-The paper is Rolnick et al. 2017 (arXiv 1705.10694) where a figure names no other. Marks of its numbers: "as read" in
-its text or figures, "derived" from them, "second hand" from reviews of it, "from memory" where nobody could check.
+The paper is Rolnick et al. 2017 (arXiv 1705.10694) where a figure names no other. `train.figures.protocol.SOURCES` says
+what the marks of its numbers mean.
 """
 
 from __future__ import annotations

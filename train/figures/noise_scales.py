@@ -100,7 +100,7 @@ NOISE_SCALES: Final = Figure(
     claims=(
         Claim(
             "The effective batch is B/(1+α)²: the noise scale grows with (1+α)².",
-            "derived from the paper's argument",
+            "derived from the paper's argument (second hand)",
             _scale_grows_squared,
         ),
         Claim(

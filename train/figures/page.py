@@ -10,7 +10,7 @@ from typing import Final
 from pipeline.pictures import picture_bytes
 from train.figures.draw import draw
 from train.figures.points import Figure, Section
-from train.figures.protocol import BANDS, hours_of, protocol_of, seeds_of
+from train.figures.protocol import BANDS, LEGEND, hours_of, protocol_of, seeds_of
 from train.figures.rows import KEY, Row, mean_of, words
 
 STYLE: Final = """
@@ -38,7 +38,7 @@ def page(sections: list[Section]) -> str:
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>Dilute: the paper\'s experiments</title>'
         f"<style>{STYLE}</style></head><body><h1>Deep learning under massive label noise: the experiments</h1>"
         "<p>Claims of Rolnick et al. 2017 (arXiv 1705.10694), or of the paper that a figure names, beside our runs. "
-        f"{BANDS}</p>" + "\n".join(parts) + "</body></html>\n"
+        f"{BANDS} {LEGEND}</p>" + "\n".join(parts) + "</body></html>\n"
     )
 
 
@@ -74,7 +74,7 @@ def _claims(figure: Figure, rows: list[Row]) -> str:
             + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
             + f'<td class="{_CLASS[found.verdict]}">{found.verdict}</td></tr>'
         )
-    head = "".join(f"<th>{word}</th>" for word in ("claim", "the paper's number", "ours", "verdict"))
+    head = "".join(f"<th>{word}</th>" for word in ("claim", "known of the paper", "ours", "verdict"))
     return f"<table><tr>{head}</tr>{''.join(lines)}</table>"
 
 
@@ -83,8 +83,8 @@ def _table(rows: list[Row]) -> str:
     for row in rows:
         groups[tuple(row[name] for name in _SETTING)].append(row)
     shown = [name for at, name in enumerate(_SETTING) if len({key[at] for key in groups}) > 1]
-    results = ("last", "range", "best by noisy validation", "oracle")
-    results += ("noisy validation loss, lowest", "noisy validation loss, last", "vote", "n", "s a run")
+    results = ["last", "range", "best by noisy validation", "oracle", "noisy validation loss, lowest"]
+    results += ["noisy validation loss, last", "vote", "n", "s a run"]
     head = "".join(f"<th>{html.escape(name)}</th>" for name in (*shown, *results))
     lines = []
     for found in groups.values():

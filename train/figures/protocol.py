@@ -15,6 +15,16 @@ RATES: Final = {
     "chosen": "learning rates chosen on noisy validation, of seed 0, at the last evaluation",
     "carried": f"where that loss has a standard error above {LARGEST_SE:g}, the rate chosen at α = {CARRIED_ALPHA}",
 }
+# Where what is known of a paper's number comes from; every claim names one of them.
+SOURCES: Final = {
+    "as read": "in the abstract or slides of the paper",
+    "read off a figure": "by eye, to ±0.01",
+    "the authors' README": "beside their code",
+    "derived": "computed from what was read",
+    "second hand": "from a review or a report on it",
+    "from memory": "checked by nobody, not to be taken for the paper's",
+}
+LEGEND: Final = f"Where it is known from: {'; '.join(f'{mark}, {where}' for mark, where in SOURCES.items())}."
 BANDS: Final = (
     "Accuracy is top-1 on test images after the last step, the mean over seeds with its range; nothing is chosen with "
     "test images. Bands in the pictures are 95 % confidence intervals of the mean (Student's t); of two seeds, their "

@@ -131,8 +131,8 @@ STRUCTURED: Final = Figure(
     ),
     protocol="False classes are ordered by the confusion matrix of a net trained on clean labels, over held-out "
     "training images; the ramp of their shares is our reconstruction. Scale cpu has two layers of convolutions in "
-    "place of four. The true class leads the most common false one by (1 - δ)/(1 + α), as under uniform noise of "
-    "(1 + α)/(1 - δ) - 1: 51 in place of 20 for δ = 0.6, which 4,000 labels do not carry (fig6) and 60,000 do.",
+    "place of four (second hand). The true class leads the most common false one by (1 - δ)/(1 + α), as under uniform "
+    "noise of (1 + α)/(1 - δ) - 1: 51 in place of 20 for δ = 0.6, which 4,000 labels do not carry (fig6).",
 )
 
 

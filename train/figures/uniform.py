@@ -120,7 +120,7 @@ UNIFORM_IMAGENET: Final = Figure(
     datasets=("imagenet", "imagenet"),
     points=uniform_imagenet,
     panels=(Panel(), Panel(y="top5_last", ylabel="top-5 test accuracy, last")),
-    claims=(Claim("ResNet-18 still learns at α = 5.", "about 70 % (from memory, top-1 or top-5)", _imagenet_at_five),),
+    claims=(Claim("ResNet-18 still learns at α = 5.", "about 70 %, top-1 or top-5 (from memory)", _imagenet_at_five),),
     protocol="SGD with cosine schedule, batch 1024, peak rate 0.4; the length is that of the plain recipe. Scale cpu "
     "has batches of 32 at a constant 0.02 and cuts a run to 300,000 examples, a small part of one pass.",
 )

@@ -1,10 +1,12 @@
 """What stands beside a figure says how its runs were made."""
 
+import pytest
 from figure_rows import row
 
 from train.figures.menu import FIGURES
+from train.figures.page import page
 from train.figures.points import Section
-from train.figures.protocol import hours_of, protocol_of, seeds_of
+from train.figures.protocol import LEGEND, SOURCES, hours_of, protocol_of, seeds_of
 
 
 def test_a_protocol_names_net_labels_examples_and_how_rates_were_found() -> None:
@@ -25,3 +27,22 @@ def test_time_is_added_up_and_seeds_are_named_once() -> None:
     rows = [row(seed=1, wall_s=1_800.0), row(seed=0, wall_s=5_400.0), row(seed=0, alpha=5, wall_s=360.0)]
     assert hours_of(rows) == "2.1 h"
     assert seeds_of(rows) == "0, 1"
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_claim_says_where_what_is_known_comes_from(name: str) -> None:
+    for claim in FIGURES[name].claims:
+        assert any(mark in claim.known for mark in SOURCES), claim.known
+
+
+def test_what_is_not_the_paper_s_is_marked_number_by_number() -> None:
+    known = {name: [claim.known for claim in figure.claims] for name, figure in FIGURES.items()}
+    assert "91 % (from memory)" in known["fig1"][1]
+    assert known["fig2"] == ["85 % (from memory)"]
+    assert known["fig3"] == ["about 70 %, top-1 or top-5 (from memory)"]
+    assert "32 to 256 (second hand)" in known["fig8"][0]
+
+
+def test_the_legend_stands_on_the_page_and_names_every_mark() -> None:
+    assert all(mark in LEGEND for mark in SOURCES)
+    assert LEGEND in page([])
