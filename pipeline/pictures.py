@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from io import BytesIO
 from pathlib import Path
@@ -20,7 +21,7 @@ from pipeline.dataset import DilutedSet, decode
 from pipeline.errors import DamagedImageError
 from pipeline.histograms import MAX_SHOWN, Histograms, class_name, cut, source_word
 
-__all__ = ["Figure", "heat_map", "picture_bytes", "sample_grid", "save"]
+__all__ = ["Figure", "content_of", "heat_map", "is_current", "picture_bytes", "sample_grid", "save"]
 
 DPI: Final = 100
 _MAX_NAMES: Final = 50  # class names that fit beside the heat map
@@ -30,6 +31,7 @@ _IMAGE_IN: Final = 2.1
 _LINE_IN: Final = 0.155
 _HEAD_IN: Final = 0.35
 _MAX_LABELS: Final = 5  # labels named under a sample
+_CONTENT: Final = "Content"  # the text of a PNG that has `content_of` it
 _GREEN: Final = "#1a7f37"
 _GREY: Final = "#6b7078"
 
@@ -52,8 +54,51 @@ def picture_bytes(figure: Figure, kind: str) -> bytes:
         rc_context({"svg.hashsalt": "dilute"}),
     ):
         warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
-        figure.savefig(stream, format=kind, dpi=DPI, metadata={"Date": None} if kind == "svg" else None)
+        metadata = {"Date": None} if kind == "svg" else {_CONTENT: content_of(figure)}
+        figure.savefig(stream, format=kind, dpi=DPI, metadata=metadata)
     return stream.getvalue()
+
+
+def content_of(figure: Figure) -> str:
+    """Sum up what a chart shows: its words, lines, bands and bars, to six digits.
+
+    The bytes of a picture depend on matplotlib's and FreeType's versions as well; this does not.
+    """
+    told = [figure.get_suptitle()]
+    for axes in figure.axes:
+        told += [axes.get_title(), axes.get_xlabel(), axes.get_ylabel(), axes.get_xscale(), axes.get_yscale()]
+        legend = axes.get_legend()
+        told += [text.get_text() for text in (*axes.texts, *(legend.get_texts() if legend is not None else ()))]
+        for axis in (axes.xaxis, axes.yaxis):
+            if axis.have_units():  # names in place of numbers
+                told += [label.get_text() for label in axis.get_ticklabels()]
+        for line in axes.lines:
+            told += [str(line.get_label()), str(line.get_color()), str(line.get_linestyle())]
+            told += _digits(line.get_xydata())
+        for collection in axes.collections:
+            told += _digits(collection.get_facecolor())
+            told += [each for path in collection.get_paths() for each in _digits(path.vertices)]
+        for patch in axes.patches:
+            outline = patch.get_patch_transform().transform(patch.get_path().vertices)
+            told += [*_digits(patch.get_facecolor()), *_digits(outline)]
+    return hashlib.sha256("\n".join(told).encode()).hexdigest()
+
+
+def is_current(figure: Figure, path: Path) -> bool:
+    """Whether a PNG that `save` wrote shows what a chart shows.
+
+    Args:
+        figure: A chart.
+        path: The PNG, or nothing.
+    """
+    if not path.exists():
+        return False
+    with Image.open(path) as image:
+        return bool(image.info.get(_CONTENT) == content_of(figure))
+
+
+def _digits(numbers: Any) -> list[str]:
+    return [f"{number:.6g}" for number in np.ravel(numbers)]
 
 
 def heat_map(dataset: DilutedSet, histograms: Histograms) -> Figure:

@@ -9,7 +9,7 @@ from pipeline.dataset import DilutedSet, dilute
 from pipeline.errors import DamagedImageError
 from pipeline.histograms import count_labels
 from pipeline.laws import Law, Pair, Structured, Uniform, White
-from pipeline.pictures import heat_map, sample_grid, save
+from pipeline.pictures import Figure, content_of, heat_map, is_current, sample_grid, save
 from pipeline.sources.folder import open_folder
 from pipeline.sources.synthetic import synthetic
 
@@ -81,3 +81,29 @@ def test_a_damaged_image_does_not_keep_the_others_from_being_shown(
     found = pixels(tmp_path / "samples.png")[40:200]
     assert found[:, 20:200].std() > 40  # drawn
     assert found[:, 260:440].std() < 40  # white, with one word
+
+
+def chart(y: float = 0.5, color: str = "red", label: str = "ours", band: float = 0.1, bar: float = 3.0) -> Figure:
+    figure = Figure(layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot([1, 2], [y, 0.25], color=color, label=label)
+    left.fill_between([1, 2], [y - band, 0.2], [y + band, 0.3])
+    left.legend()
+    right.barh(["one", "two"], [1.0, bar])
+    return figure
+
+
+def test_a_chart_is_current_as_long_as_it_shows_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "chart.png"
+    assert not is_current(chart(), path)
+    save(chart(), path)
+    assert is_current(chart(), path)
+    assert is_current(chart(y=0.5 + 1e-12), path)  # what another machine's arithmetic may differ by
+    others = [chart(y=0.6), chart(color="blue"), chart(label="theirs"), chart(band=0.2), chart(bar=4.0)]
+    assert not any(is_current(other, path) for other in others)
+    assert len({content_of(other) for other in others}) == len(others)
+
+
+def test_a_picture_that_says_nothing_of_its_content_is_not_current(tmp_path: Path) -> None:
+    Image.new("L", (8, 8)).save(tmp_path / "chart.png")
+    assert not is_current(chart(), tmp_path / "chart.png")

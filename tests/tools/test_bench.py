@@ -17,6 +17,7 @@ from benchmarks.measure import FIELDS, Settings, Variant  # noqa: E402
 from pipeline.builder import build as write  # noqa: E402
 from pipeline.dataset import dilute  # noqa: E402
 from pipeline.errors import UserError  # noqa: E402
+from pipeline.pictures import save  # noqa: E402
 from pipeline.plan import Options, plan_build  # noqa: E402
 from pipeline.sources import open_source  # noqa: E402
 
@@ -307,7 +308,7 @@ def test_the_picture_shows_whole_loaders(tmp_path: Path) -> None:
         for variant in ("ours/dali", "ours/dali-reuse-8", "peer/dali", "limit/decode-dali", "ours/dali-until-read")
         for unit in ("examples/s" if "reuse" in variant else "images/s", "s", "cpu-s/1000", "MB")
     ]
-    picture.draw(rows, tmp_path / "load.png")
+    save(picture.draw(rows), tmp_path / "load.png")
     assert (tmp_path / "load.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -1,3 +1,4 @@
+import os
 import re
 import shutil
 import subprocess
@@ -37,6 +38,25 @@ def test_a_picture_that_is_not_there_is_noticed(tmp_path: Path) -> None:
     done = report("--check", "--readme", str(copy))
     assert done.returncode == 1
     assert "no tools/figures/nothing.png" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_picture_that_shows_something_else_is_noticed(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "tools", tmp_path / "tools")
+    shutil.copy(ROOT / "README.md", tmp_path / "README.md")
+    (tmp_path / ".venv").symlink_to(ROOT / ".venv")
+
+    def check() -> "subprocess.CompletedProcess[str]":
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        command = [str(tmp_path / "tools/report"), "--check"]
+        return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+    done = check()
+    assert done.returncode == 0, done.stdout + done.stderr
+    shutil.copy(ROOT / "tools/figures/fig4.png", tmp_path / "tools/figures/fig6.png")
+    done = check()
+    assert done.returncode == 1
+    assert "tools/figures/fig6.png shows something else" in done.stdout
 
 
 def test_a_readme_without_marks_is_refused_and_left_alone(tmp_path: Path) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Final
 
-from pipeline.pictures import Figure, save
+from pipeline.pictures import Figure
 
 PANELS: Final = {  # unit: title
     "images/s": "images/s (-reuse-: examples/s)",
@@ -16,12 +15,11 @@ PANELS: Final = {  # unit: title
 COLOURS: Final = {"ours": "#1a7f37", "peer": "#6b7078", "limit": "#d0d4d9"}
 
 
-def draw(rows: list[dict[str, str]], path: Path) -> None:
+def draw(rows: list[dict[str, str]]) -> Figure:
     """Draw the whole loaders of a run, fastest first; bars are medians, lines reach from p20 to p80.
 
     Args:
         rows: Of one run of stage load, as they stand in tools/bench.csv.
-        path: The PNG.
     """
     found: dict[str, dict[str, dict[str, str]]] = {}
     for row in rows:
@@ -39,4 +37,4 @@ def draw(rows: list[dict[str, str]], path: Path) -> None:
         axes.margins(y=0.01)
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(f"{rows[0]['command']}: {rows[0]['device']}, n = {rows[0]['n']}; {rows[0]['versions']}", fontsize=9)
-    save(figure, path)
+    return figure
