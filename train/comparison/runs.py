@@ -159,7 +159,7 @@ def equal_epochs(comparison: Comparison, entries: dict[str, Entry]) -> dict[str,
     Raises:
         UserError: If a method does not fit the data, or is too short for equal time.
     """
-    dataset = open_point(comparison.place, comparison.noise, comparison.images, seed=0)
+    dataset = open_point(comparison.place, comparison.noise, comparison.images, noise_seed=0)
     examples = {}
     for name, entry in entries.items():
         try:

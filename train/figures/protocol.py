@@ -28,7 +28,8 @@ LEGEND: Final = f"Where it is known from: {'; '.join(f'{mark}, {where}' for mark
 BANDS: Final = (
     "Accuracy is top-1 on test images after the last step, the mean over seeds with its range; nothing is chosen with "
     "test images. Bands in the pictures are 95 % confidence intervals of the mean (Student's t); of two seeds, their "
-    "range; one seed has none."
+    "range; one seed has none. A seed draws both the noisy labels and the training, so that the spread is of both "
+    "together, unless a noise seed is named (--noise-seed)."
 )
 
 
@@ -42,8 +43,11 @@ def protocol_of(section: Section) -> str:
 
 
 def seeds_of(rows: list[Row]) -> str:
-    """Name the seeds of some rows."""
-    return ", ".join(map(str, sorted({row["seed"] for row in rows})))
+    """Name the seeds of some rows, and those of the noise where they are others."""
+    seeds = _listed({row["seed"] for row in rows})
+    if all(row["noise_seed"] == row["seed"] for row in rows):
+        return seeds
+    return f"{seeds} (noise {_listed({row['noise_seed'] for row in rows})})"
 
 
 def hours_of(rows: list[Row]) -> str:
@@ -58,6 +62,10 @@ def _runs(rows: list[Row]) -> str:
     found = {row["rate"] for row in rows}
     rates = "; ".join(told for rate, told in RATES.items() if rate in found)
     return f"{models}; {methods}; {clean} clean labels; {examples} examples a run; {rates}."
+
+
+def _listed(seeds: set[int]) -> str:
+    return ", ".join(map(str, sorted(seeds)))
 
 
 def _range(numbers: set[int]) -> str:

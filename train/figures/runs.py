@@ -48,6 +48,7 @@ class Place:
         source: The user's own files of the set.
         shards: Its shards, of which every point is a view.
         foreign_source: The user's own files of the set that foreign noise shows.
+        noise_seed: Draws the labels of all runs; None for the seed of each.
     """
 
     dataset: str
@@ -55,6 +56,7 @@ class Place:
     source: Path | None = None
     shards: str | None = None
     foreign_source: Path | None = None
+    noise_seed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Job:
         point: What it is.
         rate: Its learning rate, or "recipe".
         how: How that was found: "recipe", "given", "candidate", "chosen", "carried".
-        seed: Of noise and training; both are drawn from it by generators of their own.
+        seed: Of training, and of noise unless the place has a noise seed; generators of their own draw from it.
     """
 
     place: Place
@@ -76,6 +78,11 @@ class Job:
     rate: float | str
     how: str
     seed: int
+
+    @property
+    def noise_seed(self) -> int:
+        """Draws its labels."""
+        return self.seed if self.place.noise_seed is None else self.place.noise_seed
 
 
 OneJob = TypeVar("OneJob", bound=Job)  # or what knows more of itself than a job
@@ -234,7 +241,9 @@ def finish(job: Job) -> Finished:
         Stopped: If a signal came.
     """
     point = job.point
-    dataset = open_point(job.place, point.noise, point.clean, job.seed, augment=point.augment and not point.unseen)
+    dataset = open_point(
+        job.place, point.noise, point.clean, job.noise_seed, augment=point.augment and not point.unseen
+    )
     recipe = recipe_of(job, dataset)
     folder = job.place.out / folder_name(job, recipe)
     if (folder / "result.json").exists():
@@ -262,8 +271,8 @@ def quiet() -> Iterator[None]:
         console.quiet = before
 
 
-def open_point(place: Place, noise: Noise, clean: int | None, seed: int, *, augment: bool = True) -> DilutedSet:
-    """Open the data of a point."""
+def open_point(place: Place, noise: Noise, clean: int | None, noise_seed: int, *, augment: bool = True) -> DilutedSet:
+    """Open the data of a point, whose labels a seed draws."""
     foreign = open_source(noise.foreign, place.foreign_source) if noise.foreign else None
     measured = noise.order in ("confusing", "reverse")
     law = law_from_flags(
@@ -273,14 +282,14 @@ def open_point(place: Place, noise: Noise, clean: int | None, seed: int, *, augm
         order_of_classes=noise.order or None,
         matrix=confusion_path(place) if measured else None,
         foreign=foreign,
-        order_seed=seed,
+        order_seed=noise_seed,
     )
     return open_data(
         place.dataset,
         shards=place.shards,
         alpha=noise.alpha,
         law=law,
-        noise_seed=seed,
+        noise_seed=noise_seed,
         clean=clean,
         source=place.source,
         foreign=foreign,
@@ -295,7 +304,7 @@ def recipe_of(job: Job, dataset: DilutedSet) -> Recipe:
         "num_images": train_images(dataset.formula.num_images, point.settings.get("val_frac", VAL_FRAC)),
         "num_copies": 1 + point.noise.alpha,
         "alpha": point.noise.alpha,
-        "noise_seed": job.seed,
+        "noise_seed": job.noise_seed,
         "clean": point.clean,
         "law": point.noise.law,
         "shards": job.place.shards,
@@ -355,7 +364,7 @@ def row_of(job: Job, finished: Finished) -> Row:
             for name in ["model", "method", "batch", "lr", "schedule", "ema", "log_every", "seed"]
         },
         "examples": result["examples"],
-        "noise_seed": job.seed,
+        "noise_seed": job.noise_seed,
         "rate": job.how,
         **{f"top1_{name}": accuracy[name] for name in ("last", "last10", "best_noisy_val", "best_test")},
         "top5_last": result["top5_accuracy"],

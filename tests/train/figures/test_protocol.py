@@ -27,6 +27,7 @@ def test_time_is_added_up_and_seeds_are_named_once() -> None:
     rows = [row(seed=1, wall_s=1_800.0), row(seed=0, wall_s=5_400.0), row(seed=0, alpha=5, wall_s=360.0)]
     assert hours_of(rows) == "2.1 h"
     assert seeds_of(rows) == "0, 1"
+    assert seeds_of([each | {"noise_seed": 7} for each in rows]) == "0, 1 (noise 7)"
 
 
 @pytest.mark.parametrize("name", FIGURES)

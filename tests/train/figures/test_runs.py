@@ -60,6 +60,18 @@ def test_a_grid_is_run_seed_by_seed_and_read_the_second_time(tmp_path: Path, mon
     assert run(tmp_path, *points, seeds=2)[0] == rows
 
 
+def test_a_noise_seed_draws_the_same_labels_for_all_seeds(tmp_path: Path) -> None:
+    place = Place("mnist5k", tmp_path, noise_seed=7)
+    rows = run_figure("x", figure(uniform(2)), place, SCALE, seeds=2, workers=1, keep=lambda row: None)
+    assert [(row["seed"], row["noise_seed"]) for row in rows] == [(0, 7), (1, 7)]
+    assert rows[0]["top1_last"] != rows[1]["top1_last"]
+    configs = [json.loads(path.read_text(encoding="utf-8")) for path in tmp_path.glob("*/config.json")]
+    assert sorted((each["data"]["noise_seed"], each["recipe"]["seed"]) for each in configs) == [(7, 0), (7, 1)]
+    own, _ = run(tmp_path, uniform(2))
+    assert own[0]["noise_seed"] == 0
+    assert own[0]["noisy_val_loss"] != rows[0]["noisy_val_loss"]
+
+
 @pytest.mark.slow
 def test_several_processes_find_what_one_does(tmp_path: Path) -> None:
     points = [uniform(alpha, rate=AUTO_RATE) for alpha in (0, 2)]
