@@ -7,6 +7,7 @@ from itertools import combinations
 from typing import Any, Final
 
 from train.figures.points import (
+    BETTER,
     HARMLESS,
     NOT_RUN,
     VAL_FRAC,
@@ -25,7 +26,6 @@ from train.outcome import percent
 
 RATES: Final = (3e-4, 1e-3, 3e-3)
 PAPERS_BATCHES: Final = range(32, 257)  # what the claim is about
-BETTER: Final = 0.005  # a difference of accuracy below this is called none
 
 
 def batch_and_rate(dataset: str, scale: Scale) -> list[Point]:

@@ -14,6 +14,7 @@ Choice = TypeVar("Choice")
 AUTO_RATE: Final = "chosen"  # on the noisy validation split
 VAL_FRAC: Final = 0.1  # of the clean images, held out as that split
 HARMLESS: Final = 0.03  # a loss of accuracy below this is called none
+BETTER: Final = 0.005  # of two accuracies that differ by less than this, none is called better
 
 
 @dataclass(frozen=True, kw_only=True)

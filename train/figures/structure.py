@@ -95,6 +95,12 @@ def source_of_noise(dataset: str, scale: Scale) -> list[Point]:
     return points + [Point(noise=Noise(alpha=a, law="white"), **fields) for a in alphas]
 
 
+def from_clean(rows: list[Row]) -> list[Row]:
+    """Repeat the runs without noise for every source, so that all their lines begin there."""
+    sources = dict.fromkeys(row["law"] for row in rows if row["law"] != "uniform")
+    return [*({**row, "law": law} for law in sources for row in where(rows, alpha=0)), *rows]
+
+
 def _source_drops(rows: list[Row]) -> dict[str, float]:
     alpha = max((row["alpha"] for row in rows), default=0)
     clean = curve(where(rows, alpha=0))
@@ -140,7 +146,7 @@ SOURCE_OF_NOISE: Final = Figure(
     title="Source of noise: own images, another set's, white noise",
     datasets=("fashion_mnist", "cifar10"),
     points=source_of_noise,
-    panels=(Panel(series=("law",)),),
+    panels=(Panel(series=("law",), select=from_clean),),
     claims=(
         Claim(
             "Noise on another set's images costs half of what noise on the own images costs.",

@@ -6,6 +6,7 @@ from typing import Final
 
 from train.figures.points import (
     AUTO_RATE,
+    BETTER,
     NOT_RUN,
     Claim,
     Figure,
@@ -43,6 +44,19 @@ def _ordering(rows: list[Row]) -> Finding:
         right.append(of["perceptron"] < min(mlps) and max(mlps) < of["conv4"])
         told.append(f"α = {alpha}: " + ", ".join(f"{model} {percent(value)}" for model, value in of.items()))
     return summed_up(told, right)
+
+
+def _deeper_loses_less(rows: list[Row]) -> Finding:
+    curves = {model: curve(where(rows, model=model)) for model in ("mlp1", "mlp2", "mlp4")}
+    shared = set.intersection(*(set(found) for found in curves.values()))
+    if 0 not in shared:
+        return NOT_RUN
+    told, right = [], []
+    for alpha in sorted(shared - {0}):
+        lost = {model: found[0].value - found[alpha].value for model, found in curves.items()}
+        right.append(lost["mlp1"] - lost["mlp4"] > BETTER)
+        told.append(f"α = {alpha}: " + ", ".join(f"{model} {100 * by:.1f}" for model, by in lost.items()))
+    return summed_up([f"points lost at {each}" for each in told], right)
 
 
 def _ninety_at_hundred(rows: list[Row]) -> Finding:
@@ -93,6 +107,7 @@ UNIFORM_SMALL: Final = Figure(
             "ordering (second hand)",
             _ordering,
         ),
+        Claim("Deeper nets degrade more slowly.", "second hand; a deeper conv net is better (as read)", _deeper_loses_less),
         Claim(
             "A conv net stays above 90 % at α = 100 with all clean labels of MNIST.",
             "> 90 % (as read); 91 % (from memory)",

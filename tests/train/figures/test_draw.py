@@ -39,6 +39,14 @@ def test_fits_and_references_are_drawn() -> None:
     assert line.get_ydata().tolist() == [130, 130 * 6]
 
 
+def test_the_lines_of_all_sources_of_noise_begin_without_noise() -> None:
+    rows = [row(alpha=0, top1_last=0.9), row(alpha=5), row(alpha=5, law="white"), row(alpha=5, law="foreign")]
+    lines = draw(FIGURES["fig5"], rows).axes[0].get_lines()
+    assert {line.get_label(): line.get_xydata().tolist() for line in lines} == {
+        f"{law} noise": [[0, 0.9], [5, 0.9]] for law in ("uniform", "white", "foreign")
+    }
+
+
 def test_what_the_paper_found_is_dashed_beside_our_line_of_the_same_noise() -> None:
     rows = [row(law="pair", alpha=0, flip_rate=0.4, curve_at=(1.0, 2.0), curve_label_recall=(0.5, 0.75))]
     axes = draw(FIGURES["incv-iterations"], rows).axes[1]

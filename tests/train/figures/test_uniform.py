@@ -25,4 +25,16 @@ def test_ninety_per_cent_at_alpha_100_is_a_claim_about_all_of_mnist() -> None:
         (60_000, 0.89, "does not hold"),
         (4_000, 0.91, "not run"),
     ):
-        assert verdicts("fig1", [row(alpha=100, clean=clean, top1_last=accuracy)])[1] == verdict
+        assert verdicts("fig1", [row(alpha=100, clean=clean, top1_last=accuracy)])[2] == verdict
+
+
+def test_a_deeper_net_must_lose_less_than_a_shallow_one_from_its_own_accuracy_without_noise() -> None:
+    clean = nets(0.9, 0.98, 0.97, 0.96, 0.99, alpha=0)
+    for accuracies, verdict in (
+        ((0.4, 0.5, 0.6, 0.7, 0.9), "holds"),
+        ((0.4, 0.7, 0.6, 0.7, 0.9), "holds"),  # as good, from less
+        ((0.4, 0.7, 0.6, 0.684, 0.9), "does not hold"),  # a tie
+        ((0.4, 0.7, 0.6, 0.5, 0.9), "does not hold"),
+    ):
+        assert verdicts("fig1", clean + nets(*accuracies))[1] == verdict
+    assert verdicts("fig1", nets(0.4, 0.5, 0.6, 0.7, 0.9))[1] == "not run"
