@@ -25,7 +25,12 @@ SMALL_NETS: Final = ("perceptron", "mlp1", "mlp2", "mlp4", "conv4")
 
 
 def uniform_small(dataset: str, scale: Scale) -> list[Point]:
-    """Five nets against α on digits, the learning rate chosen for every net and α."""
+    """Five nets against α on digits, the learning rate chosen for every net and α.
+
+    Source: Rolnick et al. 2017, uniform noise on MNIST; the nets' depths are from memory.
+    Deviates: widths, lengths and AdamW are ours; scale cpu has 4,000 clean labels and at most 300,000 examples a run.
+    Cost: `tools/reproduce fig1`, at scale cpu 90 candidates and 60 more runs for three seeds, not made yet.
+    """
     alphas = scale.pick((0, 2), (0, 5, 10, 20, 50, 100), (0, 5, 10, 20, 30, 50, 70, 100))
     models = scale.pick(("perceptron", "conv2"), SMALL_NETS, SMALL_NETS)
     return [point for model in models for point in uniform_points(alphas, model=model, rate=AUTO_RATE)]
@@ -69,7 +74,12 @@ def _ninety_at_hundred(rows: list[Row]) -> Finding:
 
 
 def uniform_cifar(dataset: str, scale: Scale) -> list[Point]:
-    """Three nets against α on CIFAR-10."""
+    """Three nets against α on CIFAR-10.
+
+    Source: Rolnick et al. 2017, uniform noise on CIFAR-10; the nets are from memory.
+    Deviates: widths, lengths and AdamW are ours; scale cpu has two nets and at most 300,000 examples a run.
+    Cost: `tools/reproduce fig2`, at scale cpu 18 candidates and 12 more runs for three seeds, not made yet.
+    """
     alphas = scale.pick((0, 1), (0, 5, 10), (0, 1, 2, 4, 6, 8, 10))
     models = scale.pick(("conv4",), ("conv4", "conv6"), ("conv4", "conv6", "cifar_resnet18"))
     return [point for model in models for point in uniform_points(alphas, model=model, rate=AUTO_RATE)]
@@ -81,7 +91,12 @@ def _resnet_at_ten(rows: list[Row]) -> Finding:
 
 
 def uniform_imagenet(dataset: str, scale: Scale) -> list[Point]:
-    """ResNet-18 against α on ImageNet, cosine schedule, SGD, batch 1024."""
+    """ResNet-18 against α on ImageNet, cosine schedule, SGD, batch 1024.
+
+    Source: Rolnick et al. 2017, uniform noise on ImageNet; the net and the range of α are from memory.
+    Deviates: the paper's schedule is not known, this is ours; scale cpu has batches of 32 and a small part of one pass.
+    Cost: `tools/reproduce fig3 --scale full`, 18 runs for three seeds, not made yet; train/LARGE.md has the hours.
+    """
     alphas = scale.pick((0, 1), (0, 5), (0, 1, 2, 3, 4, 5))
     settings = {"optimizer": "sgd", "lr": 0.4, "weight_decay": 1e-4, "schedule": "cosine", "ema": 0.0, "batch": 1024}
     small = {"optimizer": "sgd", "lr": 0.02, "batch": 32, "ema": 0.0}
@@ -107,7 +122,11 @@ UNIFORM_SMALL: Final = Figure(
             "ordering (second hand)",
             _ordering,
         ),
-        Claim("Deeper nets degrade more slowly.", "second hand; a deeper conv net is better (as read)", _deeper_loses_less),
+        Claim(
+            "Deeper nets degrade more slowly.",
+            "second hand; a deeper conv net is better (as read)",
+            _deeper_loses_less,
+        ),
         Claim(
             "A conv net stays above 90 % at α = 100 with all clean labels of MNIST.",
             "> 90 % (as read); 91 % (from memory)",

@@ -1,5 +1,6 @@
 """What is on the menu: grids of things that exist, and claims that say nothing without rows."""
 
+import inspect
 import random
 from pathlib import Path
 
@@ -35,6 +36,14 @@ def test_a_grid_holds_distinct_points_of_things_that_exist(name: str, scale: Sca
         assert {point.noise.foreign for point in points} - {""} <= SOURCES.keys()
         if scale.name == "smoke":
             assert len(points) <= 30
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "fig7"])  # the grid of fig6
+def test_the_grid_of_a_figure_is_a_page_of_a_lab_book(name: str) -> None:
+    told = inspect.getdoc(FIGURES[name].points) or ""
+    source, deviates, cost = (told.index(f"\n{word}: ") for word in ("Source", "Deviates", "Cost"))
+    assert source < deviates < cost
+    assert f"`tools/reproduce {name}" in told[cost:]
 
 
 @pytest.mark.parametrize("dataset", SOURCES)
