@@ -51,6 +51,8 @@ def sections(path: Path) -> list[Section]:
     rows = read_rows(path)
     made = []
     for name, figure in FIGURES.items():
-        found = grouped(where(rows, experiment=name)) or {(figure.datasets[0], "cpu"): []}
-        made += [Section(name, figure, dataset, scale, of_both) for (dataset, scale), of_both in found.items()]
+        of_figure = where(rows, experiment=name)
+        found = grouped(of_figure) or {(figure.datasets[0], "cpu"): []}
+        others = grouped(of_figure, candidates=True)
+        made += [Section(name, figure, *key, found[key], others.get(key, [])) for key in found]
     return made

@@ -51,7 +51,7 @@ def _section(section: Section) -> str:
         return head + "<p>Not run.</p>" + _claims(figure, [])
     columns = ("device", "versions", "commit", "command")
     told = [", ".join(sorted({row[name] for row in rows})) for name in columns]
-    facts = f"{len(rows)} runs, {hours_of(rows)} in all; seeds {seeds_of(rows)}; {'; '.join(told)}"
+    facts = f"{len(rows)} runs, {hours_of(section)} in all; seeds {seeds_of(rows)}; {'; '.join(told)}"
     picture = ""
     if figure.is_drawn:
         encoded = base64.b64encode(picture_bytes(draw(figure, rows), "png")).decode()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NamedTuple, TypeVar
 
@@ -222,6 +222,7 @@ class Section(NamedTuple):
         dataset: The clean set.
         scale: Name of the scale.
         rows: Of its runs, candidates left out.
+        candidates: Rows of the runs that were made to choose a learning rate, but those that were chosen.
     """
 
     name: str
@@ -229,6 +230,7 @@ class Section(NamedTuple):
     dataset: str
     scale: str
     rows: list[Row]
+    candidates: Sequence[Row] = ()
 
     @property
     def label(self) -> str:

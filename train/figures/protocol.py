@@ -5,16 +5,9 @@ from __future__ import annotations
 from typing import Final
 
 from train.figures.points import Section
-from train.figures.rows import Row, words
+from train.figures.rows import Row, where, words
 from train.figures.runs import CARRIED_ALPHA, LARGEST_SE
 
-# How the learning rates of rows were found, by the column `rate`.
-RATES: Final = {
-    "recipe": "the recipe's learning rate",
-    "given": "learning rates given by the grid",
-    "chosen": "learning rates chosen on noisy validation, of seed 0, at the last evaluation",
-    "carried": f"where that loss has a standard error above {LARGEST_SE:g}, the rate chosen at α = {CARRIED_ALPHA}",
-}
 # Where what is known of a paper's number comes from; every claim names one of them.
 SOURCES: Final = {
     "as read": "in the abstract or slides of the paper",
@@ -24,7 +17,7 @@ SOURCES: Final = {
     "second hand": "from a review or a report on it",
     "from memory": "checked by nobody, not to be taken for the paper's",
 }
-LEGEND: Final = f"Where it is known from: {'; '.join(f'{mark}, {where}' for mark, where in SOURCES.items())}."
+LEGEND: Final = f"Where it is known from: {'; '.join(f'{mark}, {place}' for mark, place in SOURCES.items())}."
 BANDS: Final = (
     "Accuracy is top-1 on test images after the last step, the mean over seeds with its range; nothing is chosen with "
     "test images. Bands in the pictures are 95 % confidence intervals of the mean (Student's t); of two seeds, their "
@@ -50,18 +43,31 @@ def seeds_of(rows: list[Row]) -> str:
     return f"{seeds} (noise {_listed({row['noise_seed'] for row in rows})})"
 
 
-def hours_of(rows: list[Row]) -> str:
-    """Add up the time of some runs."""
-    return f"{sum(row['wall_s'] for row in rows) / 3_600:.1f} h"
+def hours_of(section: Section) -> str:
+    """Add up the time of all runs of a section, candidates among them."""
+    return f"{sum(row['wall_s'] for row in (*section.rows, *section.candidates)) / 3_600:.1f} h"
 
 
 def _runs(rows: list[Row]) -> str:
     models = ", ".join(dict.fromkeys(row["model"] for row in rows))
     methods = ", ".join(words("method", method) for method in dict.fromkeys(row["method"] for row in rows))
     clean, examples = (_range({row[name] for row in rows}) for name in ("clean", "examples"))
+    return f"{models}; {methods}; {clean} clean labels; {examples} examples a run; {_rates(rows)}."
+
+
+def _rates(rows: list[Row]) -> str:
+    """Say how learning rates were found."""
+    given = ", ".join(f"{rate:g}" for rate in sorted({row["lr"] for row in where(rows, rate="given")}))
+    last = all(row["noisy_val_loss_last"] is not None for row in where(rows, rate=("chosen", "carried")))
+    by = "the last" if last else "the lowest"  # rows of before have no other
+    told = {
+        "recipe": "the recipe's learning rate",
+        "given": f"given learning rates: {given}",
+        "chosen": f"learning rates chosen by the loss on noisy validation of seed 0, {by} of a run",
+        "carried": f"where that loss has a standard error above {LARGEST_SE:g}, the rate chosen at α = {CARRIED_ALPHA}",
+    }
     found = {row["rate"] for row in rows}
-    rates = "; ".join(told for rate, told in RATES.items() if rate in found)
-    return f"{models}; {methods}; {clean} clean labels; {examples} examples a run; {rates}."
+    return "; ".join(how for rate, how in told.items() if rate in found)
 
 
 def _listed(seeds: set[int]) -> str:

@@ -197,14 +197,14 @@ def where(rows: Iterable[Row], **wanted: Any) -> list[Row]:
     return kept
 
 
-def grouped(rows: Iterable[Row]) -> dict[tuple[str, str], list[Row]]:
-    """Return the rows of each data set and scale, candidates of a learning rate left out.
+def grouped(rows: Iterable[Row], *, candidates: bool = False) -> dict[tuple[str, str], list[Row]]:
+    """Return the rows of each data set and scale: the runs that count, or the candidates of a learning rate.
 
     Runs on other data, or of another length, answer another question: nothing averages, draws or judges them together.
     """
     found: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in rows:
-        if row["rate"] != "candidate":
+        if (row["rate"] == "candidate") == candidates:
             found[row["dataset"], row["scale"]].append(row)
     return found
 

@@ -95,6 +95,7 @@ def test_rows_of_other_data_or_another_scale_are_a_section_of_their_own(tmp_path
         "fig4-smoke": [rows[3]],
         "fig4-mnist-full": [rows[4]],
     }
+    assert [section.candidates for section in sections(path) if section.label == "fig4"] == [[rows[0]]]
     others = [section for section in sections(path) if section.name != "fig4"]
     assert [section.label for section in others] == [name for name in FIGURES if name != "fig4"]
     assert not any(section.rows for section in others)

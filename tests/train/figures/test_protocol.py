@@ -17,15 +17,22 @@ def test_a_protocol_names_net_labels_examples_and_how_rates_were_found() -> None
     figure = FIGURES["fig1"]
     assert protocol_of(Section("fig1", figure, "mnist5k", "cpu", rows)) == (
         "conv2; h_alpha (uses clean labels), plain; 2,000 to 4,000 clean labels; 60,000 to 300,000 examples a run; "
-        "learning rates chosen on noisy validation, of seed 0, at the last evaluation; where that loss has a standard "
-        f"error above 0.02, the rate chosen at α = 10. {figure.protocol}"
+        "learning rates chosen by the loss on noisy validation of seed 0, the lowest of a run; where that loss has a "
+        f"standard error above 0.02, the rate chosen at α = 10. {figure.protocol}"
+    )
+    newer = [each | {"noisy_val_loss_last": 2.2} for each in rows]
+    assert "seed 0, the last of a run; " in protocol_of(Section("fig1", figure, "mnist5k", "cpu", newer))
+    given = [row(rate="given", lr=3e-3), row(rate="given", lr=3e-4), row(rate="recipe", lr=1e-3)]
+    assert "; the recipe's learning rate; given learning rates: 0.0003, 0.003." in protocol_of(
+        Section("fig1", figure, "mnist5k", "cpu", given)
     )
     assert protocol_of(Section("fig1", figure, "mnist5k", "cpu", [])) == figure.protocol
 
 
 def test_time_is_added_up_and_seeds_are_named_once() -> None:
     rows = [row(seed=1, wall_s=1_800.0), row(seed=0, wall_s=5_400.0), row(seed=0, alpha=5, wall_s=360.0)]
-    assert hours_of(rows) == "2.1 h"
+    assert hours_of(Section("fig1", FIGURES["fig1"], "mnist5k", "cpu", rows)) == "2.1 h"
+    assert hours_of(Section("fig1", FIGURES["fig1"], "mnist5k", "cpu", rows[:1], rows[1:])) == "2.1 h"
     assert seeds_of(rows) == "0, 1"
     assert seeds_of([each | {"noise_seed": 7} for each in rows]) == "0, 1 (noise 7)"
 
