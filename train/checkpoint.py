@@ -7,14 +7,22 @@ from __future__ import annotations
 
 import os
 import pickle
+import zipfile
+import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 
 from pipeline.atomic import replacing
 from pipeline.console import console
 from pipeline.errors import UserError
+
+# What readers of zip files and of pickles say of bytes that they did not expect.
+_DAMAGE: Final = (
+    *(OSError, RuntimeError, EOFError, ValueError, KeyError),
+    *(zipfile.BadZipFile, zlib.error, pickle.UnpicklingError),
+)
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
@@ -37,8 +45,12 @@ def load_state(path: Path, device: torch.device) -> dict[str, Any]:
         UserError: If the file is damaged.
     """
     try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # torch looks at no checksum: a flipped bit would be another weight
+        if damaged is not None:
+            raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
         state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except _DAMAGE as error:
         raise UserError(f"{path} cannot be read ({error}); give another --out to start again") from error
     return state
 

@@ -1,3 +1,4 @@
+import contextlib
 import os
 from pathlib import Path
 
@@ -41,6 +42,34 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, keep: int) -> None:
     (tmp_path / "c.pt").write_bytes((tmp_path / "c.pt").read_bytes()[:keep])
     with pytest.raises(UserError, match=r"c\.pt cannot be read"):
         load_state(tmp_path / "c.pt", CPU)
+
+
+def test_no_flipped_bit_and_no_zeroed_page_of_the_weights_goes_unseen(tmp_path: Path) -> None:
+    values = torch.arange(1.0, 2_001.0)
+    save_state(tmp_path / "c.pt", {"weights": values})
+    whole = (tmp_path / "c.pt").read_bytes()
+    first = whole.index(values.numpy().tobytes())
+    for at in range(first, first + values.nbytes, 97):  # a prime: every byte of a float32 is met
+        flipped = bytearray(whole)
+        flipped[at] ^= 1 << at % 8
+        (tmp_path / "c.pt").write_bytes(flipped)
+        with pytest.raises(UserError, match=r"c\.pt cannot be read \(the checksum of .*/data/0 is wrong\)"):
+            load_state(tmp_path / "c.pt", CPU)
+    (tmp_path / "c.pt").write_bytes(whole[:4096] + bytes(4096) + whole[8192:])
+    with pytest.raises(UserError, match="the checksum"):
+        load_state(tmp_path / "c.pt", CPU)
+
+
+def test_no_flipped_bit_of_the_file_is_an_error_of_another_kind(tmp_path: Path) -> None:
+    """All around the weights: headers, the pickle, the table of contents."""
+    save_state(tmp_path / "c.pt", {"weights": torch.zeros(1)})
+    whole = (tmp_path / "c.pt").read_bytes()
+    for at in range(0, len(whole), 7):
+        flipped = bytearray(whole)
+        flipped[at] ^= 1 << at % 8
+        (tmp_path / "c.pt").write_bytes(flipped)
+        with contextlib.suppress(UserError):  # some bytes say nothing
+            assert load_state(tmp_path / "c.pt", CPU) == {"weights": torch.zeros(1)}
 
 
 def test_a_full_disk_is_named_and_keeps_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

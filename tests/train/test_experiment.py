@@ -363,6 +363,27 @@ def test_signal_handlers_are_given_back(tiny: DilutedSet, tmp_path: Path) -> Non
     assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
 
 
+def test_a_checkpoint_with_a_flipped_bit_gives_way_to_the_one_before_it(
+    tiny: DilutedSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_experiment(recipe(), tiny, tmp_path / "straight")
+    with monkeypatch.context() as patch:
+        before_step(patch, "plain", 33, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(Stopped):
+            run_experiment(recipe(), tiny, tmp_path / "stopped")
+    newest = tmp_path / "stopped" / "checkpoint.pt"
+    data = bytearray(newest.read_bytes())
+    layer = max(load_state(newest, CPU)["learner"]["net"].values(), key=Tensor.numel)
+    data[data.index(layer.numpy().tobytes()) + 1] ^= 1
+    newest.write_bytes(data)
+    capsys.readouterr()
+    run_experiment(recipe(), tiny, tmp_path / "stopped", resume=True)
+    said = capsys.readouterr().out
+    assert "checkpoint.pt cannot be read (the checksum of" in said
+    assert "going on from checkpoint-1.pt instead, at example 360" in said
+    assert same(weights(tmp_path / "straight"), weights(tmp_path / "stopped"))
+
+
 def test_a_run_that_died_before_its_first_checkpoint_starts_again(
     tiny: DilutedSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
