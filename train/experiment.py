@@ -26,7 +26,7 @@ from train.distributed import ALONE, World
 from train.evaluate import confusion
 from train.example_losses import write_losses
 from train.learner import Learner, resolve_precision
-from train.loop import Run, fit, load, stop_signals, write_weights
+from train.loop import Run, evaluation_named, fit, load, stop_signals, write_weights
 from train.methods import METHODS
 from train.metrics import Display, Log
 from train.outcome import outcome
@@ -149,7 +149,8 @@ def _run_experiment(
             _train(run)
             write_weights(run, "last.pt")
             write_example_losses(run)
-            result = outcome(run) | ({} if selection is None else {"selection": found})
+            with evaluation_named(run):
+                result = outcome(run) | ({} if selection is None else {"selection": found})
             if claimed is not None:
                 claimed.write("result.json", result)
         if save_confusion is not None:  # after the result: a file that exists belongs to a finished run, or to others

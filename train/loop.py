@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -24,7 +24,7 @@ from train.distributed import World
 from train.evaluate import TOP, best_by_noisy_validation, evaluate, memorisation
 from train.example_losses import ExampleLosses
 from train.learner import Learner
-from train.memory import is_out_of_memory, out_of_memory
+from train.memory import memory_named
 from train.methods import Method
 from train.metrics import Display, Log, Meter, Pace
 from train.noise_scale import NoiseScale, carries_source_label
@@ -112,7 +112,7 @@ def fit(run: Run, log: Log | None, display: Display, stop: Callable[[], int]) ->
             read_metrics(run, log)
         display.show(clock, run.shown)
         if clock.passed(recipe.eval_every):
-            with run.pace.pausing():
+            with run.pace.pausing(), evaluation_named(run):
                 evaluate_now(run, log)
         signal_number, late = run.world.largest(stop(), time.monotonic() - run.saved_at > SAVE_EVERY_S)
         if signal_number or late or clock.passed(recipe.checkpoint_every):
@@ -127,10 +127,11 @@ def train_on(run: Run, batch: Batch) -> None:
     """Do one step, on the whole batch or part after part.
 
     Raises:
-        UserError: If it does not fit memory.
+        UserError: If it does not fit memory, or a part is too small for batch norm.
     """
     learner = run.learner
-    try:
+    parts = f"{learner.accumulate} part{'s' if learner.accumulate > 1 else ''}"
+    with batch_norm_named(run), memory_named(f"a step of {run.recipe.batch} in {parts}", accumulate=learner.accumulate):
         if run.recipe.measure is not None and run.clock.passing(run.recipe.log_every):
             with run.pace.pausing():
                 probe_noise_scale(run, batch)
@@ -140,10 +141,26 @@ def train_on(run: Run, batch: Batch) -> None:
             losses.append(run.method.row_losses)
         if run.example_losses is not None:
             run.example_losses.add(batch, torch.cat([each for each in losses if each is not None]))
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
+
+
+@contextmanager
+def batch_norm_named(run: Run) -> Iterator[None]:
+    """Say which knob to turn where batch norm finds one value alone.
+
+    Raises:
+        UserError: In place of torch's error.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
             raise
-        raise out_of_memory(error, batch=run.recipe.batch, accumulate=learner.accumulate) from error
+        shares = run.world.size * run.learner.accumulate
+        raise UserError(
+            f"batch norm has a variance only of two rows or more, and a batch of {run.recipe.batch} comes in {shares} "
+            f"part{'s' if shares > 1 else ''}; give a larger --batch{', a smaller --accumulate' * (shares > 1)}, or a "
+            "--model without batch norm"
+        ) from error
 
 
 def kept_and_right(run: Run, batch: Batch) -> dict[str, Tensor]:
@@ -227,6 +244,11 @@ def evaluate_now(run: Run, log: Log | None) -> None:
     run.evaluations.append({"examples": run.clock.examples, **row})
     if best_by_noisy_validation(run.evaluations) == len(run.evaluations) - 1:
         write_weights(run, "best.pt")
+
+
+def evaluation_named(run: Run) -> AbstractContextManager[None]:
+    """Say which knob to turn where an evaluation does not fit memory."""
+    return memory_named(f"an evaluation of {run.test.batch} images at a time", accumulate=run.learner.accumulate)
 
 
 def write_weights(run: Run, name: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -90,10 +92,24 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
 
 
-def out_of_memory(error: Exception, *, batch: int, accumulate: int) -> UserError:
-    """Say which knob to turn."""
-    reason = next(iter(str(error).splitlines()), "") or "no memory"
-    return UserError(
-        f"out of memory in a step of {batch} in {accumulate} part{'s' if accumulate > 1 else ''} ({reason[:120]}); "
-        f"give --accumulate {2 * accumulate} or more, or auto, or a smaller --batch; the last checkpoint is kept"
-    )
+@contextmanager
+def memory_named(what: str, *, accumulate: int) -> Iterator[None]:
+    """Say which knob to turn where what is done in this block does not fit memory.
+
+    Args:
+        what: What is done.
+        accumulate: In how many parts a batch comes; evaluations are as large as those.
+
+    Raises:
+        UserError: In place of the allocator's error.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = next(iter(str(error).splitlines()), "") or "no memory"
+        raise UserError(
+            f"out of memory in {what} ({reason[:120]}); give --accumulate {2 * accumulate} or more, or auto, or a "
+            "smaller --batch; the last checkpoint is kept"
+        ) from error

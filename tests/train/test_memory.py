@@ -7,7 +7,8 @@ from torch import nn
 import train.memory
 from pipeline.dataset import DilutedSet
 from pipeline.errors import UserError
-from train.assemble import build_learner, parts_of
+from train.assemble import build_learner, evaluation_of, parts_of
+from train.distributed import ALONE, World
 from train.experiment import run_experiment
 from train.learner import Learner
 from train.memory import activation_bytes, free_bytes, parts_that_fit
@@ -106,6 +107,49 @@ def test_no_memory_is_one_line_that_names_the_knob(
     monkeypatch.setattr(Plain, "step", too_large)
     with pytest.raises(UserError, match=r"out of memory in a step of 12 in 2 parts .*; give --accumulate 4 or more"):
         run_experiment(recipe(accumulate=2), tiny, tmp_path / "run")
+
+
+@pytest.mark.parametrize(("name", "accumulate"), [("evaluate", 1), ("outcome", 3)])
+def test_no_memory_for_an_evaluation_names_the_knob_too(
+    tiny: DilutedSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, accumulate: int
+) -> None:
+    module = "train.experiment" if name == "outcome" else "train.loop"
+    monkeypatch.setattr(f"{module}.{name}", lambda *_: torch.empty(1 << 55))
+    told = rf"evaluation of {12 // accumulate} images at a time .*; give --accumulate {2 * accumulate} or more"
+    with pytest.raises(UserError, match=told):
+        run_experiment(recipe(accumulate=accumulate), tiny, tmp_path / "run")
+
+
+def test_an_evaluation_holds_no_more_images_than_a_part_of_a_batch(tiny: DilutedSet) -> None:
+    learner = build_learner(recipe(), tiny, torch.device("cpu"))
+    for accumulate, rows in ((1, 12), (4, 3)):
+        asked = recipe(accumulate=accumulate)
+        assert [len(batch.labels) for batch in evaluation_of(asked, tiny, learner)][:2] == [rows, rows]
+    learner.world = World(rank=1, size=3)
+    assert len(next(iter(evaluation_of(recipe(), tiny, learner))).labels) == 4
+    learner.world = ALONE
+    assert evaluation_of(recipe(batch=5_000), tiny, learner).batch == 1_000
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"batch": 1}, r"a batch of 1 comes in 1 part; give a larger --batch, or a --model"),
+        (
+            {"batch": 6, "accumulate": 6},
+            r"a batch of 6 comes in 6 parts; give a larger --batch, a smaller --accumulate",
+        ),
+    ],
+)
+def test_one_row_alone_is_named_as_too_few_for_batch_norm(
+    tiny: DilutedSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, int], told: str
+) -> None:
+    def with_norm(*_: object, **__: object) -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.BatchNorm1d(4))
+
+    monkeypatch.setattr("train.assemble.build_model", with_norm)
+    with pytest.raises(UserError, match=f"batch norm has a variance only of two rows or more, and {told}"):
+        run_experiment(recipe(**given), tiny, tmp_path / "run")
 
 
 def test_another_error_of_a_step_stays_what_it_is(
