@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ from torch import Tensor
 from pipeline.console import run
 from train.checkpoint import load_state
 from train.cli import train
+from train.clock import Clock
 from train.methods import METHODS, Method
 
 CPU = torch.device("cpu")
@@ -69,6 +71,18 @@ def interrupted(method: type[Method], at: int) -> Iterator[None]:
         patch.setattr(method, "step", step_or_stop)
         with pytest.raises(KeyboardInterrupt):
             yield
+
+
+def stop_in_step(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Let a signal ask this process to stop while it makes some step of a run."""
+    tick = Clock.tick
+
+    def stopping(self: Clock) -> None:
+        if self.step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        tick(self)
+
+    monkeypatch.setattr(Clock, "tick", stopping)
 
 
 def start(*arguments: str) -> subprocess.Popen[str]:

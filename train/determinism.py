@@ -8,6 +8,25 @@ from contextlib import contextmanager
 
 import torch
 
+from kernels.philox import TORCH, word
+
+
+def seed_step(seed: int, step: int, rank: int, device: torch.device) -> None:
+    """Let what a net draws in a step (dropout, drop path) depend on nothing before it: a resumed run draws it again.
+
+    Every process draws for its own rows, and the parts of a batch draw one after the other. It takes 5 microseconds.
+
+    Args:
+        seed: The run's.
+        step: Of the run.
+        rank: Of the process.
+        device: Where the net computes.
+    """
+    drawn = word(seed, TORCH, step, rank)
+    torch.default_generator.manual_seed(drawn)  # torch.manual_seed asks every kind of device: 90 microseconds
+    if device.type == "cuda":
+        torch.cuda.manual_seed(drawn)
+
 
 @contextmanager
 def determinism(wanted: bool) -> Iterator[None]:

@@ -20,6 +20,7 @@ from pipeline.loaders import Batches, Evaluation
 from pipeline.types import Batch
 from train.checkpoint import load_checkpoint, save_checkpoint, save_state
 from train.clock import Clock
+from train.determinism import seed_step
 from train.distributed import World
 from train.evaluate import TOP, best_by_noisy_validation, evaluate, memorisation
 from train.example_losses import ExampleLosses
@@ -130,6 +131,7 @@ def train_on(run: Run, batch: Batch) -> None:
         UserError: If it does not fit memory, or a part is too small for batch norm.
     """
     learner = run.learner
+    seed_step(run.recipe.seed, run.clock.step, run.world.rank, learner.device)
     parts = f"{learner.accumulate} part{'s' if learner.accumulate > 1 else ''}"
     with batch_norm_named(run), memory_named(f"a step of {run.recipe.batch} in {parts}", accumulate=learner.accumulate):
         if run.recipe.measure is not None and run.clock.passing(run.recipe.log_every):

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import torch
 
-from train.determinism import determinism
+from train.determinism import determinism, seed_step
 
 
 def settings() -> dict[str, Any]:
@@ -33,3 +33,14 @@ def test_bits_or_speed_and_afterwards_what_was_before(monkeypatch: pytest.Monkey
     assert not found["cudnn.benchmark"]
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+
+
+def test_what_a_net_draws_depends_on_seed_step_and_rank_alone() -> None:
+    def drawn(seed: int, step: int, rank: int) -> tuple[float, ...]:
+        seed_step(seed, step, rank, torch.device("cpu"))
+        return tuple(torch.rand(4).tolist())
+
+    where = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]
+    first = [drawn(*each) for each in where]
+    assert len(set(first)) == 4
+    assert [drawn(*each) for each in reversed(where)] == first[::-1]

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from calls import CPU, rows, same, selection_for, weights
-from torch import Tensor
+from calls import CPU, rows, same, selection_for, stop_in_step, weights
+from torch import Tensor, nn
 
 import train.experiment
 from pipeline.builder import build
@@ -361,6 +361,28 @@ def test_signal_handlers_are_given_back(tiny: DilutedSet, tmp_path: Path) -> Non
     before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
     run_experiment(recipe(), tiny, tmp_path / "run")
     assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+@pytest.mark.parametrize("given", [{}, {"accumulate": 2}, {"measure": "noise-scale"}, {"method": "mlnt"}], ids=str)
+def test_a_net_that_draws_at_random_goes_on_as_if_nothing_had_been(
+    tiny: DilutedSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, Any]
+) -> None:
+    def dropping(*_: object, **__: object) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Dropout(), nn.Linear(32, 4))
+
+    monkeypatch.setattr("train.assemble.build_model", dropping)
+    asked = recipe(mlnt_sets=2, mlnt_neighbours=3, examples=240, **given)
+    run_experiment(asked, tiny, tmp_path / "straight")
+    with monkeypatch.context() as patch:
+        stop_in_step(patch, 7)
+        with pytest.raises(Stopped):
+            run_experiment(asked, tiny, tmp_path / "stopped")
+    torch.rand(3)  # whatever else the process draws
+    run_experiment(asked, tiny, tmp_path / "stopped", resume=True)
+    assert same(weights(tmp_path / "straight"), weights(tmp_path / "stopped"))
+    assert rows(tmp_path / "straight") == rows(tmp_path / "stopped")
 
 
 def test_a_checkpoint_with_a_flipped_bit_gives_way_to_the_one_before_it(

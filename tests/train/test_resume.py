@@ -1,13 +1,11 @@
 """A run that ends in the middle of an epoch goes on as if nothing had been: every method, on every loader."""
 
-import os
-import signal
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
-from calls import CPU, call, rows, same, selection_for, start, wait_for_a_checkpoint, weights
+from calls import CPU, call, rows, same, selection_for, start, stop_in_step, wait_for_a_checkpoint, weights
 from diluted import BLOCK, WITHOUT_FFCV, photos, small_blocks
 
 from pipeline.builder import build
@@ -15,7 +13,6 @@ from pipeline.dataset import dilute, open_shards
 from pipeline.loaders import LOADERS
 from pipeline.plan import Options, plan_build
 from train.checkpoint import load_state
-from train.clock import Clock
 from train.experiment import Stopped, run_experiment
 from train.methods import METHODS
 from train.recipes import Recipe
@@ -56,17 +53,6 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for format in ("webdataset", "ffcv"):
         build(plan_build(source, dataset, Options(format, shard_images=2 * BLOCK)), root / format)
     return {loader: root / ("ffcv" if loader == "ffcv" else "webdataset") for loader in LOADERS}
-
-
-def stop_in_step(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    tick = Clock.tick
-
-    def stopping(self: Clock) -> None:
-        if self.step == step:
-            os.kill(os.getpid(), signal.SIGTERM)
-        tick(self)
-
-    monkeypatch.setattr(Clock, "tick", stopping)
 
 
 @pytest.mark.parametrize(("method", "loader", "given"), cases(SETTINGS))
