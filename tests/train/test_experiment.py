@@ -34,7 +34,7 @@ from train.methods.coteaching import Coteaching
 from train.methods.plain import Plain
 from train.noise_scale import NoiseScale
 from train.outcome import result_table
-from train.recipes import Recipe
+from train.recipes import Recipe, recipe_for
 
 Result = dict[str, Any]
 
@@ -118,6 +118,16 @@ def test_training_learns_from_diluted_labels(tmp_path: Path, method: str) -> Non
     # Chance is 0.25, a vote over the labels is right for 0.66; measured: plain 0.76, h_alpha 0.91, histogram 0.79,
     # forward 0.85, marginal 0.87.
     assert result["top1_accuracy"]["last"] > 0.6
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adadelta"])
+def test_a_recipe_learns_with_whichever_optimizer_is_asked_for(tmp_path: Path, optimizer: str) -> None:
+    source = synthetic(num_train=400, num_test=200, height=8, width=8, channels=1, num_classes=4)
+    learnable = dataclasses.replace(dilute(source, alpha=3), augmentation=Augmentation("none"))
+    given: dict[str, Any] = {"model": "mlp1", "batch": 40, "examples": 8_000, "eval_every": 8_000, "precision": "fp32"}
+    asked = recipe_for("synthetic", "plain", num_images=360, num_copies=4, optimizer=optimizer, **given)
+    result = run_experiment(asked, learnable, tmp_path / "run")
+    assert result["top1_accuracy"]["last"] > 0.6  # chance is 0.25
 
 
 @pytest.mark.parametrize("method", list(METHODS))

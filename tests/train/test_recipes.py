@@ -31,6 +31,15 @@ def test_what_the_user_gives_wins() -> None:
 
 
 @pytest.mark.parametrize(
+    ("optimizer", "lr", "decay"), [("adamw", 1e-3, 3.0), ("sgd", 0.06, 1e-2), ("adadelta", 1.0, 1e-4)]
+)
+def test_every_optimizer_has_a_rate_and_a_decay_of_its_own(optimizer: str, lr: float, decay: float) -> None:
+    recipe = recipe_for("mnist5k", "histogram", num_images=90, num_copies=4, optimizer=optimizer)
+    assert (recipe.lr, recipe.weight_decay) == (lr, decay)
+    assert recipe_for("mnist5k", "histogram", num_images=90, num_copies=4, optimizer=optimizer, lr=0.5).lr == 0.5
+
+
+@pytest.mark.parametrize(
     ("field", "value", "message"),
     [
         ("model", "resnet", r"unknown model 'resnet'; the models are: perceptron, mlp1"),
