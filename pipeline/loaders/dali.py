@@ -17,7 +17,7 @@ from pipeline.dataset import DilutedSet, ImageSplit, decode
 from pipeline.errors import DamagedImageError, UserError
 from pipeline.loaders.augmented import Augmented
 from pipeline.loaders.dali_files import parses
-from pipeline.loaders.dali_graph import MAX_BATCH, DaliGraph
+from pipeline.loaders.dali_graph import MAX_BATCH, DaliGraph, parts
 from pipeline.loaders.kept import Kept
 from pipeline.loaders.types import Decoded, How, Loader, Shown
 from pipeline.sources.types import Item
@@ -93,8 +93,14 @@ class DaliPixels:
 
     def _decode(self, items: list[Item], bounds: Int32[Array, "b 4"] | None) -> list[UInt8[Array, "_h _w _c"] | None]:
         """Decode files; None stands for one that does not decode."""
-        if not items:
-            return []
+        found: list[UInt8[Array, "_h _w _c"] | None] = []
+        for part in parts(len(items)):
+            found += self._decode_part(items[part], None if bounds is None else bounds[part])
+        return found
+
+    def _decode_part(
+        self, items: list[Item], bounds: Int32[Array, "b 4"] | None
+    ) -> list[UInt8[Array, "_h _w _c"] | None]:
         try:
             return [*self._run(items, bounds)]
         except RuntimeError:  # one image ends the whole batch, and the pipeline with it
@@ -108,7 +114,7 @@ class DaliPixels:
             return [image[top:bottom, left:right]]
         found: list[UInt8[Array, "_h _w _c"] | None] = []
         for part in (slice(0, len(items) // 2), slice(len(items) // 2, None)):
-            found += self._decode(items[part], None if bounds is None else bounds[part])
+            found += self._decode_part(items[part], None if bounds is None else bounds[part])
         return found
 
     def _run(self, items: list[Item], bounds: Int32[Array, "b 4"] | None) -> list[UInt8[Array, "_h _w _c"]]:

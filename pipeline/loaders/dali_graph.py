@@ -24,7 +24,7 @@ from pipeline.loaders.types import How, Shown
 from pipeline.sources.types import Item
 from pipeline.stream import Places
 
-MAX_BATCH = 4_096
+MAX_BATCH = 4_096  # of a pipeline, which is built for so many
 
 
 class DaliGraph:
@@ -87,6 +87,13 @@ class DaliGraph:
         return self.formula.shown(places.image_ids, places.copies) if self.training else places.image_ids
 
     def _run(self, items: list[Item | None], crops: Crops) -> tuple[Float32[Tensor, "b c h w"], Bool[Array, " b"]]:
+        rows = np.arange(len(items))
+        made = [self._run_part(items[part], crops.at(rows[part])) for part in parts(len(items))]
+        if len(made) == 1:
+            return made[0]
+        return torch.cat([images for images, _ in made]), np.concatenate([bad for _, bad in made])
+
+    def _run_part(self, items: list[Item | None], crops: Crops) -> tuple[Float32[Tensor, "b c h w"], Bool[Array, " b"]]:
         bad = np.array([item is None for item in items], dtype=np.bool_)
         size = self.how.augmentation.size_px
         if bad.all():
@@ -150,6 +157,11 @@ class DaliGraph:
             pipeline.set_outputs(images)
         pipeline.build()
         return pipeline
+
+
+def parts(number: int) -> list[slice]:
+    """Cut so many images into parts that a pipeline takes."""
+    return [slice(first, first + MAX_BATCH) for first in range(0, number, MAX_BATCH)]
 
 
 def _file(item: Item) -> Item:

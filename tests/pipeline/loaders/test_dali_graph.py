@@ -1,6 +1,7 @@
 """The graph that makes whole batches on a GPU; here it runs on the CPU, against the reference."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,10 +10,10 @@ from diluted import odd_photos, photos
 
 from pipeline.dataset import dilute
 from pipeline.loaders import open_batches
-from pipeline.loaders.dali import dali_modules
+from pipeline.loaders.dali import dali_modules, open_dali
 from pipeline.loaders.dali_graph import DaliGraph
 from pipeline.loaders.resident import open_resident
-from pipeline.loaders.types import How
+from pipeline.loaders.types import How, Loader
 from pipeline.stream import Places
 
 
@@ -57,6 +58,41 @@ def test_odd_images_are_shown_and_bad_ones_named(tmp_path: Path) -> None:
     difference = (images - wanted).abs()[~torch.from_numpy(bad)]
     assert difference.mean() < 3 / 255 / 0.225  # other decoders of CMYK and palettes
     graph.close()
+
+
+@pytest.mark.parametrize("by_graph", [False, True])
+def test_a_batch_larger_than_a_pipeline_comes_in_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by_graph: bool
+) -> None:
+    source = odd_photos(tmp_path)  # some of them are none of DALI's
+    dataset = dilute(source, alpha=0)
+    how = How(dataset.augmentation, torch.device("cpu"), seed=3)
+
+    def made() -> tuple[torch.Tensor, np.ndarray]:
+        if by_graph:
+            loader: Loader = DaliGraph(dali_modules(), dataset, dataset.train, how, "cpu")
+        else:
+            loader = open_dali(dataset, dataset.train, how)
+        where = places(list(range(dataset.train.num_images)))
+        found = loader.images(where, where.image_ids)
+        loader.close()
+        return found
+
+    whole, bad = made()
+    for module in ("dali", "dali_graph"):
+        monkeypatch.setattr(f"pipeline.loaders.{module}.MAX_BATCH", 4)
+    pipeline, built = dali_modules()[0].Pipeline, list[int]()
+
+    def counted(batch_size: int, **rest: Any) -> Any:
+        built.append(batch_size)
+        return pipeline(batch_size=batch_size, **rest)
+
+    monkeypatch.setattr("nvidia.dali.Pipeline", counted)
+    images, also_bad = made()
+    assert built == [4]  # what does not fit ends a pipeline
+    assert torch.equal(images, whole)
+    assert not bad.any()
+    assert not also_bad.any()
 
 
 @pytest.mark.gpu
