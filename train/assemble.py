@@ -17,7 +17,7 @@ from pipeline.console import console
 from pipeline.dataset import DilutedSet
 from pipeline.errors import UserError
 from pipeline.laws import Given
-from pipeline.loaders import Batches, Evaluation, open_batches, open_evaluation
+from pipeline.loaders import Batches, Evaluation, batches_ahead, choose, open_batches, open_evaluation
 from pipeline.stream import images_of
 from train.checkpoint import load_state
 from train.clock import Clock
@@ -315,7 +315,8 @@ def parts_of(recipe: Recipe, dataset: DilutedSet, learner: Learner, begun: Path 
     share = recipe.batch // num_processes
     if parts == "auto":
         views = METHODS[recipe.method].rest_views
-        parts = parts_that_fit(learner.net, dataset.batch_shape, share, learner.dtype, views)
+        ahead = batches_ahead(choose(recipe.loader, dataset)[0])
+        parts = parts_that_fit(learner.net, dataset.batch_shape, share, learner.dtype, views, ahead)
         if parts > 1:
             console.print(f"accumulate: {parts} parts of {share // parts} fit memory", highlight=False)
     if share % int(parts):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,11 +17,12 @@ from train.learner import untouched
 
 _PROBE: Final = 4  # images; what twice as many need more, they need themselves
 _BESIDE: Final = 1.5  # gradients and work space, beside what is kept for the backward pass
+_PIXEL_BYTES: Final = 4  # of a channel: batches come in float32
 _SHARE: Final = 0.8  # of the free memory
 
 
 def parts_that_fit(
-    net: nn.Module, image_shape: tuple[int, int, int], batch: int, dtype: torch.dtype, views: int = 0
+    net: nn.Module, image_shape: tuple[int, int, int], batch: int, dtype: torch.dtype, views: int = 0, ahead: int = 0
 ) -> int:
     """Return the smallest number of equal parts of a batch whose activations fit the free memory of the net's device.
 
@@ -29,6 +32,7 @@ def parts_that_fit(
         batch: Images a step.
         dtype: What the net computes in.
         views: Images that each of those brings with it.
+        ahead: Batches that the loader keeps, besides the one at work and the one that it makes.
 
     Raises:
         UserError: If a single one does not fit.
@@ -36,13 +40,13 @@ def parts_that_fit(
     device = next(net.parameters()).device
     few, more = (activation_bytes(net, image_shape, number * _PROBE, dtype) for number in (1, 2))
     size = (more - few) / _PROBE * (1 + views)
-    free = free_bytes(device)
+    free = free_bytes(device) - (2 + ahead) * batch * (1 + views) * math.prod(image_shape) * _PIXEL_BYTES
     for parts in (number for number in range(1, batch + 1) if batch % number == 0):
         if batch // parts * size * _BESIDE <= _SHARE * free:
             return parts
     raise UserError(
-        f"one example needs {size * _BESIDE / 1e9:.1f} GB for its activations, {free / 1e9:.1f} GB are free; "
-        "give a smaller --model or --size"
+        f"one example needs {size * _BESIDE / 1e9:.1f} GB for its activations, {max(0, free) / 1e9:.1f} GB are free "
+        f"beside {2 + ahead} batches of images; give a smaller --model, --size or --batch"
     )
 
 
@@ -76,7 +80,10 @@ def activation_bytes(net: nn.Module, image_shape: tuple[int, int, int], batch: i
 
 
 def free_bytes(device: torch.device) -> int:
-    """Return how much memory is free on a device: a GPU's, or the machine's within the limit of its container."""
+    """Return how much memory of a device is free for this process: a GPU's, or its share of the machine's.
+
+    The machine's lies within the limit of its container, and all processes that torchrun started there share it.
+    """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
@@ -84,7 +91,7 @@ def free_bytes(device: torch.device) -> int:
     limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
     if limit.exists() and (text := limit.read_text().strip()) != "max":
         free = min(free, int(text) - int(used.read_text()))
-    return free
+    return free // int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # torchrun's
 
 
 def is_out_of_memory(error: Exception) -> bool:

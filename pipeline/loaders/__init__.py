@@ -274,7 +274,7 @@ def open_batches(
         rank=rank,
         world_size=world_size,
     )
-    return Batches(maker, start=start, ahead=0 if name == "resident" else _AHEAD, loader=name, why=why)
+    return Batches(maker, start=start, ahead=batches_ahead(name), loader=name, why=why)
 
 
 def _kept(order: Order) -> int:
@@ -284,6 +284,11 @@ def _kept(order: Order) -> int:
 
 def _blocks(order: Order) -> int:
     return order.window if isinstance(order, Passes) else 0
+
+
+def batches_ahead(loader: str) -> int:
+    """Return how many batches wait to be trained on, besides the one that a loader is making."""
+    return 0 if loader == "resident" else _AHEAD
 
 
 def choose(name: str, dataset: DilutedSet) -> tuple[str, str]:

@@ -17,7 +17,7 @@ from torch.distributed.run import get_args_parser
 
 from pipeline.formats.tar import BLOCK_BYTES, write_shard
 from pipeline.formats.types import Record
-from pipeline.loaders import RESIDENT_BYTES
+from pipeline.loaders import RESIDENT_BYTES, batches_ahead
 from pipeline.manifest import INDEX_DTYPE
 from pipeline.passes import BLOCK_IMAGES, DEFAULT_WINDOW, Passes
 from pipeline.sources.synthetic_imagenet import write_synthetic_imagenet
@@ -122,6 +122,7 @@ def test_the_numbers_of_the_text_are_those_of_the_product(tmp_path: Path) -> Non
         f"images whole and keeps them: {BLOCK_IMAGES * 500 * 375 * 3 / 1e6:.0f} MB at 500 × 375 px",
         f"within {8 * BLOCK_IMAGES:,} examples, eight\nsteps of {BATCH:,}",
         f"at most {RESIDENT_BYTES >> 30} GiB of pixels",
+        f"take {(2 + batches_ahead('dali')) * BATCH * 224 * 224 * 3 * 4 / 1e9:.1f} GB, shared among the processes",
         f"`--checkpoint-every` examples ({Recipe.checkpoint_every:,})",
         f"`--keep {Recipe.keep}` of them stay",
         f"{BATCH // 8} for each of eight",

@@ -64,11 +64,32 @@ def test_a_batch_is_cut_into_as_few_equal_parts_as_fit(monkeypatch: pytest.Monke
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 4))
     image = 4 * (64 + 32) * 1.5 / 0.8  # bytes that must be free for one
     for free, parts in ((48 * image, 1), (47 * image, 2), (24 * image, 2), (11 * image, 6), (image, 48)):
-        monkeypatch.setattr(train.memory, "free_bytes", lambda device, free=free: free + 1)
-        assert parts_that_fit(net, SHAPE, 48, torch.float32) == parts
+        for views, ahead in ((0, 0), (0, 2), (2, 2)):  # a row that brings two images with it is three of them
+            batches = (2 + ahead) * 48 * (1 + views) * 4 * 64
+            monkeypatch.setattr(train.memory, "free_bytes", lambda _, free=(1 + views) * free + batches + 1: free)
+            assert parts_that_fit(net, SHAPE, 48, torch.float32, views, ahead) == parts
     monkeypatch.setattr(train.memory, "free_bytes", lambda device: 100)
-    with pytest.raises(UserError, match="give a smaller --model or --size"):
+    with pytest.raises(UserError, match="give a smaller --model, --size or --batch"):
         parts_that_fit(net, SHAPE, 48, torch.float32)
+
+
+def test_processes_of_a_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = "MemTotal: 900 kB\nMemAvailable: 800 kB\n"
+    monkeypatch.setattr(Path, "read_text", lambda self, encoding=None: lines if self.name == "meminfo" else "max")
+    assert free_bytes(torch.device("cpu")) == 800 << 10
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert free_bytes(torch.device("cpu")) == 200 << 10
+
+
+@pytest.mark.parametrize(("loader", "ahead"), [("resident", 0), ("webdataset", 2), ("auto", 0)])
+def test_a_run_counts_the_batches_that_its_loader_keeps(
+    tiny: DilutedSet, monkeypatch: pytest.MonkeyPatch, loader: str, ahead: int
+) -> None:
+    counted: list[object] = []
+    monkeypatch.setattr("train.assemble.parts_that_fit", lambda *given: counted.append(given[-1]) or 1)
+    asked = recipe(accumulate="auto", loader=loader)
+    parts_of(asked, tiny, build_learner(asked, tiny, torch.device("cpu")), None)
+    assert counted == [ahead]
 
 
 def test_free_memory_is_some_of_the_machines() -> None:
