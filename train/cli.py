@@ -166,6 +166,10 @@ def train(
     optimizer: Annotated[
         str | None, Option(help="sgd (Nesterov, momentum 0.9), adamw, adadelta [default: the recipe's]")
     ] = None,
+    momentum: Annotated[
+        float | None,
+        Option(help="Of sgd; first beta of adamw, rho of adadelta, in [0, 1) [default: the recipe's]"),
+    ] = None,
     weight_decay: Annotated[
         float | None, Option(help="Of weights; norms and biases have none [default: the recipe's]")
     ] = None,
@@ -265,6 +269,10 @@ def train(
             help="constant, linear, cosine, steps (a tenth at 1/3, 2/3, 8/9), or a paper's (incv, coteaching, "
             "coteaching100, mlnt, rsl), after a warm-up [default: the recipe's]"
         ),
+    ] = None,
+    warmup: Annotated[
+        int | None,
+        Option(help="Examples in which the rate climbs from 0, in a straight line [default: the recipe's]"),
     ] = None,
     examples: Annotated[
         int | None,
@@ -398,6 +406,7 @@ def train(
             "batch": number_or_auto("--batch", batch, int),
             "lr": number_or_auto("--lr", lr, float),
             "optimizer": optimizer,
+            "momentum": momentum,
             "weight_decay": weight_decay,
             "label_smoothing": label_smoothing,
             "mixup_beta": mixup_beta,
@@ -440,6 +449,7 @@ def train(
             num_images=train_images(data.formula.num_images, given.get("val_frac", Recipe.val_frac)),
             num_copies=1 + data.formula.alpha,
             epochs=epochs,
+            warmup=warmup,
             page=page,
             **given,
         )

@@ -309,6 +309,7 @@ def recipe_for(
     num_images: int,
     num_copies: int,
     epochs: float | None = None,
+    warmup: int | None = None,
     page: Page | None = None,
     **given: Any,
 ) -> Recipe:
@@ -323,6 +324,7 @@ def recipe_for(
         num_images: Images to train on, the held-out ones left out.
         num_copies: 1 + α of the data.
         epochs: Length in passes over what the method streams, in place of `examples`.
+        warmup: Examples in which the learning rate climbs from 0, in place of `warmup_frac`.
         page: Of a paper, in place of the method's own settings.
         given: Fields of `Recipe` that the user chose.
 
@@ -342,6 +344,10 @@ def recipe_for(
         given["examples"] = max(1, round(epochs * epoch))
     defaults |= _OF_OPTIMIZER.get(given.get("optimizer", ""), {})
     fields = {"model": _MODEL_OF.get(dataset, Recipe.model), **defaults, **given}
+    if warmup is not None:
+        if not 0 <= warmup < fields["examples"]:
+            raise UserError(f"warmup is {warmup}, the run has {fields['examples']} examples; give 0 or more, but fewer")
+        fields["warmup_frac"] = warmup / fields["examples"]
     fields.setdefault("eval_every", max(fields["batch"], fields["examples"] // 30))
     fields.setdefault("log_every", 50 * fields["batch"])
     return Recipe(dataset=dataset, method=method, **fields)

@@ -58,6 +58,12 @@ def test_a_run_lands_in_a_folder_named_after_it_and_ends_with_a_table(
     assert config["data"] | {"noise_seed": 7, "num_images": 200, "alpha": 2} == config["data"]
 
 
+def test_warm_up_and_momentum_reach_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert call(monkeypatch, *SMALL, "--warmup", "60", "--momentum", "0.8", "--out", "r") == 0
+    recipe = json.loads(Path("r/config.json").read_text())["recipe"]
+    assert (recipe["warmup_frac"], recipe["momentum"]) == (0.1, 0.8)
+
+
 def test_epochs_count_the_training_part(monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = ["mnist5k", "--alpha", "2", "--clean", "200", "--model", "perceptron", "--batch", "60"]
     assert call(monkeypatch, *arguments, "--epochs", "2", "--val-frac", "0.5", "--out", "r") == 0
@@ -117,6 +123,8 @@ def test_a_second_run_into_a_folder_needs_resume_which_shows_the_result(
         (["mnist5k", "--epochs", "0"], ["epochs", "0"]),
         (["mnist5k", "--epochs", "1", "--examples", "5"], ["--epochs", "--examples"]),
         (["mnist5k", "--seed", "-1"], ["seed", "-1"]),
+        (["mnist5k", "--momentum", "1"], ["momentum is 1", "[0, 1)"]),
+        (["mnist5k", "--examples", "500", "--warmup", "500"], ["warmup is 500", "500 examples", "fewer"]),
         (["mnist5k", "--shards", "nowhere"], ["nowhere", "no finished data set"]),
         (["synthetic"], ["'tools/build_shards synthetic --alpha 20'"]),
         (["imagenet"], ["'tools/build_shards imagenet --source DIR --alpha 20'"]),

@@ -114,6 +114,16 @@ def test_a_field_of_one_method_is_refused_for_others(field: str, method: str) ->
         recipe_for("mnist5k", "plain", num_images=90, num_copies=4, **given)
 
 
+@pytest.mark.parametrize("length", [{"examples": 600}, {"epochs": 600 / 360}])
+def test_a_warm_up_in_examples_is_a_share_of_the_run(length: dict[str, Any]) -> None:
+    recipe = recipe_for("mnist5k", "plain", num_images=90, num_copies=4, batch=50, warmup=150, **length)
+    assert recipe.warmup_frac == 0.25
+    assert recipe_for("mnist5k", "plain", num_images=90, num_copies=4, warmup=0).warmup_frac == 0.0
+    for warmup in (600, -1):
+        with pytest.raises(UserError, match=f"warmup is {warmup}, the run has 600 examples; give 0 or more, but fewer"):
+            recipe_for("mnist5k", "plain", num_images=90, num_copies=4, warmup=warmup, **length)
+
+
 @pytest.mark.parametrize("epochs", [0.0, -1.0, math.nan, math.inf])
 def test_a_run_of_no_or_endless_epochs_is_refused(epochs: float) -> None:
     with pytest.raises(UserError, match="epochs is"):
