@@ -7,7 +7,7 @@ import zlib
 from pathlib import Path
 from typing import Any, Final
 
-from pipeline.dataset import DilutedSet, dilute, open_shards, view
+from pipeline.dataset import DilutedSet, ShardSplit, dilute, open_shards, view
 from pipeline.errors import UserError
 from pipeline.laws import Law, law_to_json
 from pipeline.sources import SOURCES, Source, open_source
@@ -127,6 +127,11 @@ def facts(dataset: DilutedSet) -> dict[str, Any]:
         **({"observed_labels": True} if dataset.observed else {}),
         "source_labels_crc32": zlib.crc32(dataset.train.source_labels.astype("<u2").tobytes()),
     }
+
+
+def checks_reads(dataset: DilutedSet) -> bool | None:
+    """Say whether images are checked against their checksums as they are read; None where there are no shards."""
+    return dataset.train.check_reads if isinstance(dataset.train, ShardSplit) else None
 
 
 def facts_of_part(part: Part) -> dict[str, Any]:

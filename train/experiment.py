@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from pipeline.laws.files import check_matrix_path, write_matrix
 from pipeline.stream import Rest, images_of
 from train.assemble import build_learner, evaluation_of, held_out_images, parts_of, run_of, trained_learner, training_of
 from train.checkpoint import load_state
-from train.data import facts, facts_of_part
+from train.data import checks_reads, facts, facts_of_part
 from train.determinism import determinism
 from train.distributed import ALONE, World
 from train.evaluate import confusion
@@ -29,7 +28,7 @@ from train.learner import Learner, resolve_precision
 from train.loop import Run, evaluation_named, fit, load, stop_signals, write_weights
 from train.methods import METHODS
 from train.metrics import Display, Log
-from train.outcome import outcome
+from train.outcome import defined, outcome
 from train.process import settle
 from train.recipes import Recipe
 from train.run_folder import RunFolder
@@ -119,8 +118,9 @@ def _run_experiment(
     with ExitStack() as stack:
         stack.callback(lambda: batches.close())
         console.print(f"loader: {batches.loader} ({batches.why})", highlight=False)
+        said = {"num_processes": world.size, "loader": batches.loader, "check_reads": checks_reads(dataset)}
         claimed = world.together(
-            lambda: RunFolder(folder, config, resume=resume, num_processes=world.size) if world.is_first else None
+            lambda: RunFolder(folder, config, resume=resume, facts=said) if world.is_first else None
         )
         if claimed is not None:
             stack.callback(claimed.close)
@@ -278,11 +278,6 @@ def select(recipe: Recipe, dataset: DilutedSet, folder: Path, world: World) -> t
     if world.is_first:
         write_selection(folder, selection, dataset, said)
     return selection, {**said, **selection.words}
-
-
-def defined(values: dict[str, float]) -> dict[str, float | None]:
-    """Turn nan into None: JSON has no nan."""
-    return {name: None if math.isnan(value) else value for name, value in values.items()}
 
 
 def judge(recipe: Recipe, dataset: DilutedSet, weights: Path, images: Int64[Array, " i"], world: World) -> Judged:

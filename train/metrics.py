@@ -145,7 +145,8 @@ class Log:
         self.events = SummaryWriter(str(folder), purge_step=examples + 1 if examples else None)
 
     def write(self, clock: Clock, values: dict[str, float]) -> None:
-        """Append one row."""
+        """Append one row; values that are not defined are left out, for JSON has no nan."""
+        values = {name: value for name, value in values.items() if math.isfinite(value)}
         time_of_run = {"examples": clock.examples, "step": clock.step, "epoch": round(clock.epoch, 6)}
         self.file.write(json.dumps({**time_of_run, "wall_s": round(clock.wall_s, 3), **values}) + "\n")
         self.file.flush()

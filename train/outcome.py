@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ def outcome(run: Run) -> dict[str, Any]:
         "top1_accuracy": columns(run.evaluations),
         "top5_accuracy": last.get("eval/top5_accuracy"),
         "class_accuracy": (matrix.diagonal() / matrix.sum(axis=1).clip(min=1)).round(6).tolist(),
-        "memorisation": {name: last.get(f"memorisation/{name}") for name in ("given", "true")},
+        "memorisation": defined({name: last.get(f"memorisation/{name}") for name in ("given", "true")}),
         "noisy_val_loss": best.get("eval/noisy_val_loss"),
         "noisy_val_loss_se": best.get("eval/noisy_val_loss_se"),
         "num_noisy_val_images": num_noisy_val,
@@ -41,6 +43,11 @@ def outcome(run: Run) -> dict[str, Any]:
         "wall_s": round(run.clock.wall_s, 3),
         **run.pace.totals(),
     }
+
+
+def defined(values: Mapping[str, float | None]) -> dict[str, float | None]:
+    """Turn nan into None: JSON has no nan."""
+    return {name: None if value is None or math.isnan(value) else value for name, value in values.items()}
 
 
 def result_table(result: dict[str, Any], title: str) -> Table:

@@ -1,7 +1,7 @@
 """The folder that says everything about a run.
 
 config.json      the complete recipe, and the facts of the data it ran on
-versions.json    one entry for each process that worked on the run: versions, processor, threads
+versions.json    one entry for each process that worked on the run: its command, loader, versions, processor, threads
 metrics.jsonl    one row per log interval and per evaluation; the same in TensorBoard event files
 checkpoint.pt    where to go on; checkpoint-1.pt is the one before it
 last.pt best.pt  weights at the end, and at the lowest noisy validation loss
@@ -13,15 +13,22 @@ from __future__ import annotations
 import fcntl
 import json
 import platform
-from importlib.metadata import version
+import shlex
+import shutil
+import subprocess
+import sys
+from importlib.metadata import distributions, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 
 from pipeline.atomic import replacing
 from pipeline.errors import UserError
 from train.recipes import FREE_FIELDS, difference
+
+# What nets are made of and what decodes; the full name of DALI says which CUDA it is for.
+_OPTIONAL: Final = ("torchvision", "timm", "nvidia-dali", "ffcv", "webdataset")
 
 
 class RunFolder:
@@ -31,14 +38,16 @@ class RunFolder:
         path: Where.
         config: {"recipe": …, "data": …}, plain values.
         resume: Whether to go on with a run that lies there.
-        num_processes: How many work on the run together.
+        facts: What else versions.json is to say of this process, plain values.
 
     Raises:
         UserError: If there is a run and `resume` is not set, the run is another one, another process works on it, or
             the folder holds something else.
     """
 
-    def __init__(self, path: Path, config: dict[str, dict[str, Any]], *, resume: bool, num_processes: int = 1) -> None:
+    def __init__(
+        self, path: Path, config: dict[str, dict[str, Any]], *, resume: bool, facts: dict[str, Any] | None = None
+    ) -> None:
         self.path = path
         if (path / "config.json").exists():
             if not resume:
@@ -57,7 +66,7 @@ class RunFolder:
             raise UserError(f"another process trains in {path}; wait for it, or give another --out") from None
         if not self.finished:
             entries = self.read("versions.json") if (path / "versions.json").exists() else []
-            self.write("versions.json", [*entries, {**describe_machine(), "num_processes": num_processes}])
+            self.write("versions.json", [*entries, {**describe_process(), **(facts or {})}])
 
     def close(self) -> None:
         """Let other processes go on with the run."""
@@ -92,13 +101,25 @@ class RunFolder:
             )
 
 
-def describe_machine() -> dict[str, Any]:
-    """Return what a bitwise repetition depends on besides the recipe."""
+def describe_process() -> dict[str, Any]:
+    """Return what a repetition depends on besides the recipe, down to the bits."""
     return {
+        "command": shlex.join(sys.argv),
+        "commit": commit_of(Path(__file__).parents[1]),
         "python": platform.python_version(),
         **{name: version(name) for name in ("dilute", "torch", "numpy", "numba")},
+        **{each.name: each.version for each in distributions() if each.name.startswith(_OPTIONAL)},
         "machine": platform.machine(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "cpu_threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
+
+
+def commit_of(checkout: Path) -> str | None:
+    """Return the git commit of a checkout, + behind it where files differ; None of a folder that is none."""
+    if not (checkout / ".git").exists() or shutil.which("git") is None:
+        return None
+    command = ["git", "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
+    done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or None

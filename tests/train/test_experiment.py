@@ -522,6 +522,29 @@ def test_the_host_reads_the_device_once_a_log_interval(
     assert reads == 10 + 3  # ten log intervals; the test images, the held-out ones and those with wrong labels once
 
 
+def test_without_wrong_labels_nothing_is_said_of_them(tiny: DilutedSet, tmp_path: Path) -> None:
+    result = run_experiment(recipe(examples=24), view(tiny, alpha=0), tmp_path / "run")
+    assert result["memorisation"] == {"given": None, "true": None}
+    for name in ("metrics.jsonl", "result.json"):
+        assert "NaN" not in (tmp_path / "run" / name).read_text()
+
+
+def test_a_run_folder_names_the_loader_that_was_chosen_and_whether_reads_are_checked(
+    tiny: DilutedSet, tmp_path: Path
+) -> None:
+    source = synthetic(num_train=120, num_test=40, height=8, width=8, channels=1, num_classes=4)
+    build(plan_build(source, dilute(source, alpha=3)), tmp_path / "shards")
+    for dataset, loader, checked in (
+        (tiny, "auto", None),
+        (open_shards(tmp_path / "shards"), "webdataset", True),
+        (open_shards(tmp_path / "shards", check_reads=False), "auto", False),
+    ):
+        run_experiment(recipe(examples=24, loader=loader), dataset, tmp_path / f"{checked}")
+        entry = json.loads((tmp_path / f"{checked}" / "versions.json").read_text())[0]
+        assert (entry["loader"], entry["check_reads"]) == ("resident" if loader == "auto" else loader, checked)
+        assert entry["num_processes"] == 1
+
+
 def test_a_run_is_the_same_from_shards_and_in_memory(tmp_path: Path) -> None:
     source = synthetic(num_train=120, num_test=40, height=8, width=8, channels=1, num_classes=4)
     build(plan_build(source, dilute(source, alpha=3)), tmp_path / "shards")

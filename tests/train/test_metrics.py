@@ -1,4 +1,6 @@
 import json
+import math
+import re
 import time
 from pathlib import Path
 
@@ -68,6 +70,15 @@ def test_a_resumed_log_drops_what_the_killed_process_wrote_past_its_checkpoint(t
     assert [(row["examples"], row["train/loss"]) for row in rows] == [(10, 1.0), (20, 1.0), (30, 2.0)]
     assert rows[2] | {"wall_s": 0} == {"examples": 30, "step": 3, "epoch": 0.6, "wall_s": 0, "train/loss": 2.0}
     assert len(list(tmp_path.glob("events.*"))) == 2  # TensorBoard's own, one a process
+
+
+def test_a_value_that_is_not_defined_is_left_out_of_a_row(tmp_path: Path) -> None:
+    log = Log(tmp_path, examples=0)
+    log.write(Clock(10, 100, 50), {"eval/loss": 1.0, "memorisation/given": math.nan, "eval/noisy_val_loss": math.inf})
+    log.close()
+    row = (tmp_path / "metrics.jsonl").read_text()
+    assert "eval/loss" in row
+    assert not {"NaN", "Infinity", "memorisation/given"} & set(re.findall(r"[\w/]+", row))
 
 
 def test_a_torn_row_ends_a_log() -> None:

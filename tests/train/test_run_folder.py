@@ -1,11 +1,14 @@
 import json
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipeline.errors import UserError
-from train.run_folder import RunFolder
+from train.run_folder import RunFolder, commit_of
 
 CONFIG: dict[str, dict[str, Any]] = {
     "recipe": {"lr": 0.1, "shards": None, "checkpoint_every": 5},
@@ -14,13 +17,33 @@ CONFIG: dict[str, dict[str, Any]] = {
 
 
 def test_a_new_folder_says_what_runs_and_with_which_versions(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path / "a" / "b", CONFIG, resume=False)
+    folder = RunFolder(tmp_path / "a" / "b", CONFIG, resume=False, facts={"loader": "dali"})
     assert folder.read("config.json") == json.loads(json.dumps(CONFIG))
     entry = folder.read("versions.json")[0]
-    assert {"dilute", "torch", "numpy", "python", "cpu_threads"} <= set(entry)
+    assert {"dilute", "torch", "numpy", "python", "cpu_threads", "torchvision", "timm", "webdataset"} <= set(entry)
+    assert any(name.startswith("nvidia-dali-cuda") for name in entry)
+    assert entry["loader"] == "dali"
+    assert entry["command"] == shlex.join(sys.argv)
     folder.close()
     RunFolder(folder.path, CONFIG, resume=True).close()
     assert len(folder.read("versions.json")) == 2
+
+
+def test_a_checkout_has_a_commit_and_says_where_files_differ_from_it(tmp_path: Path) -> None:
+    def git(*words: str) -> str:
+        as_someone = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        done = subprocess.run(["git", *as_someone, *words], cwd=tmp_path, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    assert commit_of(tmp_path) is None
+    git("init")
+    assert commit_of(tmp_path) is None  # there is none yet
+    (tmp_path / "file").write_text("a")
+    git("add", "file")
+    git("commit", "-m", "first")
+    assert commit_of(tmp_path) == git("rev-parse", "HEAD")
+    (tmp_path / "file").write_text("b")
+    assert commit_of(tmp_path) == git("rev-parse", "HEAD") + "+"
 
 
 def test_an_existing_run_is_never_overwritten(tmp_path: Path) -> None:
