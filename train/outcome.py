@@ -11,7 +11,7 @@ from rich.table import Table
 
 from pipeline.console import console
 from pipeline.votes import known_vote
-from train.evaluate import best_by_noisy_validation, columns, confusion
+from train.evaluate import TOP, best_by_noisy_validation, columns, confusion
 from train.loop import Run, all_replaced
 
 
@@ -53,8 +53,11 @@ def defined(values: Mapping[str, float | None]) -> dict[str, float | None]:
 def result_table(result: dict[str, Any], title: str) -> Table:
     """Lay out a result for people."""
     accuracy = result["top1_accuracy"]
+    last = percent(accuracy["last"])
+    if result["top5_accuracy"] is not None:
+        last += f" (among the first {TOP}: {percent(result['top5_accuracy'])})"
     rows = [
-        ("test accuracy, last", percent(accuracy["last"])),
+        ("test accuracy, last", last),
         ("test accuracy, mean of the last 10", percent(accuracy["last10"])),
         ("test accuracy, best by noisy validation", percent(accuracy["best_noisy_val"])),
         ("test accuracy, best on test (oracle)", percent(accuracy["best_test"])),

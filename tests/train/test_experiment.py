@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from calls import CPU, rows, same, selection_for, stop_in_step, weights
+from calls import CPU, interrupted, rows, same, selection_for, stop_in_step, weights
 from torch import Tensor, nn
 
 import train.experiment
@@ -434,6 +434,41 @@ def test_a_run_that_died_before_its_first_checkpoint_starts_again(
     run_experiment(recipe(), tiny, tmp_path / "died", resume=True)
     assert same(weights(tmp_path / "straight"), weights(tmp_path / "died"))
     assert rows(tmp_path / "straight") == rows(tmp_path / "died")
+
+
+def test_a_run_saves_itself_every_few_minutes(
+    tiny: DilutedSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = recipe(checkpoint_every=10_000)
+    run_experiment(asked, tiny, tmp_path / "straight")
+    with monkeypatch.context() as patch:
+        patch.setattr("train.loop.SAVE_EVERY_S", 0.0)
+        with interrupted(Plain, 10):
+            run_experiment(asked, tiny, tmp_path / "killed")
+    assert load_state(tmp_path / "killed" / "checkpoint.pt", CPU)["clock"]["examples"] == 9 * 12
+    run_experiment(asked, tiny, tmp_path / "killed", resume=True)
+    assert same(weights(tmp_path / "straight"), weights(tmp_path / "killed"))
+
+
+def test_accuracies_of_the_first_five_and_of_each_class_are_those_of_the_kept_net(tmp_path: Path) -> None:
+    source = synthetic(num_train=120, num_test=80, height=8, width=8, channels=1, num_classes=8)
+    dataset = dataclasses.replace(dilute(source, alpha=0), augmentation=Augmentation("none"))
+    asked = recipe(accumulate=3, examples=960)  # evaluations come in batches of four
+    result = run_experiment(asked, dataset, tmp_path / "run")
+    learner = build_learner(asked, dataset, CPU)
+    learner.evaluated.load_state_dict(weights(tmp_path / "run"))
+    whole = next(iter(open_evaluation(dataset)))
+    with learner.evaluating() as logits_of:
+        ranked = logits_of(whole.images).argsort(dim=1, descending=True).numpy()
+    labels = whole.labels.numpy()
+    among = [label in row[:5] for label, row in zip(labels, ranked, strict=True)]
+    assert result["top5_accuracy"] == pytest.approx(np.mean(among))
+    assert 0 < np.mean(among) < 1
+    each = [np.mean(ranked[labels == label, 0] == label) for label in range(8)]
+    assert result["class_accuracy"] == pytest.approx(each, abs=1e-6)  # six decimals
+    assert len(set(each)) > 1
+    shown = f"{100 * result['top1_accuracy']['last']:.1f} % (among the first 5: {100 * np.mean(among):.1f} %)"
+    assert shown in result_table(result, "").columns[1].cells
 
 
 def test_resume_starts_in_an_empty_folder_and_only_reads_a_finished_run(
