@@ -10,6 +10,7 @@ from typing import Any, Final
 from pipeline.dataset import DilutedSet, ShardSplit, dilute, open_shards, view
 from pipeline.errors import UserError
 from pipeline.laws import Law, law_to_json
+from pipeline.manifest import FILE_NAME
 from pipeline.sources import SOURCES, Source, open_source
 from train.recipes import check_choice
 from train.select.task import Part
@@ -59,13 +60,22 @@ def open_data(
     if shards is not None:
         if source is not None:
             raise UserError(f"--shards {shards} and --source {source}: the images come from one of them, leave one out")
+        if "://" not in str(shards) and not (Path(shards) / FILE_NAME).exists():
+            build = f"{build_command(name)} --out {shards}"
+            raise UserError(f"{shards} holds no finished data set; '{build}' builds it, or give another --shards")
         dataset = open_shards(shards, check_reads=check_reads)
         if dataset.name != name:
             raise UserError(f"{shards} holds {dataset.name}, not {name}; give its own shards, or train {dataset.name}")
         dataset = view(dataset, alpha=alpha, law=law, noise_seed=noise_seed, clean=clean, foreign=foreign)
         return _shown(dataset, size, augment)
     check_choice("data set", name, SOURCES)
-    clean_set = open_source(name, source)
+    try:
+        clean_set = open_source(name, source)
+    except UserError as error:
+        found = shards_of(name)
+        if source is not None or not found:
+            raise
+        raise UserError(f"{error}; or give --shards {found[0]}, which shows any alpha") from None
     if alpha is None:
         none_added = clean_set.observed or (law is not None and law.replaces)
         alpha = 0 if none_added else IN_MEMORY_ALPHA.get(name)
@@ -93,20 +103,34 @@ def only_shards(name: str) -> Path | None:
     Raises:
         UserError: If there are several, or none.
     """
-    found = sorted(path for path in SHARDS.glob(f"{name}-alpha*") if (path / "dataset.json").exists())
+    found = shards_of(name)
     if len(found) > 1:
         raise UserError(f"several shards of {name}: {', '.join(map(str, found))}; choose one with --shards")
     if found:
         return found[0]
     if name in IN_MEMORY_ALPHA:
         return None
-    check_choice("data set", name, SOURCES)
     files = " --source DIR" if name in _OWN_FILES else ""
-    build = f"tools/build_shards {name}{files} --alpha {0 if name in _OBSERVED else 20}"
     raise UserError(
-        f"there are no shards of {name} in {SHARDS}; build them with '{build}', "
+        f"there are no shards of {name} in {SHARDS}; build them with '{build_command(name)}', "
         f"or give --shards DIR, or{files} --alpha A to dilute in memory"
     )
+
+
+def shards_of(name: str) -> list[Path]:
+    """List the finished folders of shards of a clean set that lie where they are looked for."""
+    return sorted(path for path in SHARDS.glob(f"{name}-alpha*") if (path / FILE_NAME).exists())
+
+
+def build_command(name: str) -> str:
+    """Return the command that builds shards of a clean set.
+
+    Raises:
+        UserError: If there is no such set.
+    """
+    check_choice("data set", name, SOURCES)
+    files = " --source DIR" if name in _OWN_FILES else ""
+    return f"tools/build_shards {name}{files} --alpha {0 if name in _OBSERVED else 20}"
 
 
 def facts(dataset: DilutedSet) -> dict[str, Any]:

@@ -125,7 +125,12 @@ def test_a_second_run_into_a_folder_needs_resume_which_shows_the_result(
         (["mnist5k", "--seed", "-1"], ["seed", "-1"]),
         (["mnist5k", "--momentum", "1"], ["momentum is 1", "[0, 1)"]),
         (["mnist5k", "--examples", "500", "--warmup", "500"], ["warmup is 500", "500 examples", "fewer"]),
-        (["mnist5k", "--shards", "nowhere"], ["nowhere", "no finished data set"]),
+        (
+            ["mnist5k", "--shards", "nowhere"],
+            ["nowhere", "no finished data set", "'tools/build_shards mnist5k --alpha 20 --out nowhere'"],
+        ),
+        (["imagenet", "--shards", "no"], ["'tools/build_shards imagenet --source DIR --alpha 20 --out no'"]),
+        (["magic", "--shards", "nowhere"], ["magic", "mnist5k, mnist"]),
         (["synthetic"], ["'tools/build_shards synthetic --alpha 20'"]),
         (["imagenet"], ["'tools/build_shards imagenet --source DIR --alpha 20'"]),
         (["folder"], ["'tools/build_shards folder --source DIR --alpha 20'"]),

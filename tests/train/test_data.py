@@ -66,6 +66,17 @@ def test_no_shards_show_the_command_that_builds_them(tmp_path: Path, monkeypatch
         open_data("synthetic")
 
 
+def test_shards_that_lie_there_are_named_where_files_are_missing(shards: Path) -> None:
+    with pytest.raises(UserError, match="imagenet needs --source DIR") as none_there:
+        open_data("imagenet", alpha=5)
+    assert "--shards" not in str(none_there.value)
+    shards.rename("shards/imagenet-alpha3")
+    with pytest.raises(
+        UserError, match=r"imagenet needs --source DIR.*; or give --shards shards/imagenet-alpha3, which"
+    ):
+        open_data("imagenet", alpha=5)
+
+
 def test_mnist5k_needs_no_shards_and_is_diluted_with_alpha_20(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     dataset = open_data("mnist5k")
