@@ -278,8 +278,11 @@ class Recipe:
             )
 
 
-# What may differ when a run is resumed: where the data lies (its facts are compared instead), how often to save.
-FREE_FIELDS: Final = frozenset({"shards", "source", "alpha", "law", "noise_seed", "clean", "checkpoint_every", "keep"})
+# What may differ when a run is resumed: where the data lies (its facts are compared instead), how often to save and to
+# read metrics, which no weight depends on.
+FREE_FIELDS: Final = frozenset(
+    {"shards", "source", "alpha", "law", "noise_seed", "clean", "checkpoint_every", "keep", "log_every"}
+)
 
 
 # Fields that one method alone looks at.

@@ -483,6 +483,16 @@ def test_resume_starts_in_an_empty_folder_and_only_reads_a_finished_run(
         run_experiment(recipe(), tiny, tmp_path / "run")
 
 
+def test_a_run_may_be_logged_more_often_when_it_goes_on(tiny: DilutedSet, tmp_path: Path) -> None:
+    run_experiment(recipe(), tiny, tmp_path / "straight")
+    with interrupted(Plain, 25):
+        run_experiment(recipe(), tiny, tmp_path / "killed")
+    run_experiment(recipe(log_every=12), tiny, tmp_path / "killed", resume=True)
+    assert same(weights(tmp_path / "straight"), weights(tmp_path / "killed"))
+    logged = [row["examples"] for row in rows(tmp_path / "killed") if "train/loss" in row]
+    assert logged == [*range(36, 241, 36), *range(252, 481, 12)]
+
+
 def test_resuming_on_other_data_is_refused(tiny: DilutedSet, tmp_path: Path) -> None:
     run_experiment(recipe(), tiny, tmp_path / "run")
     with pytest.raises(UserError, match=r"another recipe \(alpha: 3 → 4\)"):
