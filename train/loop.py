@@ -47,8 +47,8 @@ class Run:
         method: What one step does.
         batches: Endless training batches: this process's part of each.
         test: The test images, as all evaluations this process's part of them.
-        noisy_val: The held-out training images, or all examples of theirs that show other images; None if there are
-            none.
+        noisy_val: The held-out training images, or examples with labels of their own: those of a `Part`, or all of the
+            held-out images where they show others; None if there are none.
         memorised: Training images whose wrong labels the net may have learned; None if other images carry those, or
             nobody knows which labels are wrong.
         clock: The time.
@@ -236,8 +236,7 @@ def evaluate_now(run: Run, log: Log | None) -> None:
         given, true = memorisation(run.learner, run.memorised, run.dataset.formula)
         row |= {"memorisation/given": given, "memorisation/true": true}
     if run.noisy_val is not None:
-        formula = run.dataset.formula
-        noise = None if formula.law.adds_images else formula
+        noise = None if run.noisy_val.own_labels else run.dataset.formula  # own labels carry the noise already
         noisy = evaluate(run.learner, run.noisy_val, noise, run.noisy_logits)
         row |= {"eval/noisy_val_loss": noisy.loss, "eval/noisy_val_loss_se": noisy.loss_se}
     if log is not None:

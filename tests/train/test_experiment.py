@@ -16,7 +16,7 @@ import train.experiment
 from pipeline.builder import build
 from pipeline.dataset import DilutedSet, dilute, open_shards, view
 from pipeline.errors import UserError
-from pipeline.laws import Given, StoredArray
+from pipeline.laws import Given, Law, Pair, StoredArray, Symmetric, Uniform
 from pipeline.loaders import open_batches, open_evaluation
 from pipeline.plan import plan_build
 from pipeline.sources.synthetic import synthetic
@@ -35,6 +35,7 @@ from train.methods.plain import Plain
 from train.noise_scale import NoiseScale
 from train.outcome import result_table
 from train.recipes import Recipe, recipe_for
+from train.select import Part
 
 Result = dict[str, Any]
 
@@ -145,6 +146,24 @@ def test_held_out_images_are_never_trained_on(
     result = run_experiment(recipe(method=method, val_frac=0.25), tiny, tmp_path / "run")
     assert seen == set(range(90))
     assert result["num_noisy_val_images"] == 30
+
+
+@pytest.mark.parametrize(("law", "alpha"), [(Pair(0.4), 0), (Symmetric(0.4), 0), (Uniform(), 3)])
+def test_a_part_of_the_examples_is_validated_on_their_labels_as_they_come(law: Law, alpha: int, tmp_path: Path) -> None:
+    source = synthetic(num_train=120, num_test=40, height=8, width=8, channels=1, num_classes=4)
+    dataset = dilute(source, alpha=alpha, law=law)
+    ids = np.arange(120 * (1 + alpha))
+    halves = Part(ids[ids % 120 < 60], ids[ids % 120 >= 60])
+    run_experiment(recipe(), dataset, tmp_path / "run", part=halves)
+    last = [row for row in rows(tmp_path / "run") if "eval/noisy_val_loss" in row][-1]
+    learner = build_learner(recipe(), dataset, CPU)
+    learner.net.load_state_dict(weights(tmp_path / "run"))
+    (images,) = open_evaluation(dataset, "train", images=range(60, 120))
+    with learner.evaluating() as logits_of:
+        logits = logits_of(images.images).log_softmax(dim=1).repeat(1 + alpha, 1).numpy()
+    labels = dataset.formula.labels_by_example(dataset.train.source_labels)[ids % 120 >= 60]
+    loss = -logits[np.arange(len(labels)), labels].mean()
+    assert last["eval/noisy_val_loss"] == pytest.approx(loss, rel=1e-5)  # sums of float32
 
 
 def test_without_a_held_out_part_all_images_are_trained_on(tiny: DilutedSet, tmp_path: Path) -> None:
