@@ -70,7 +70,8 @@ def method_of(
         recipe: Of the run.
         dataset: What it trains on.
         device: Where it trains.
-        wrong: Share of wrong labels in a selection from it; None is what its law says of all.
+        wrong: Share of wrong labels in a selection from it; None is what its law says of all, or what `wrong_share`
+            takes before a selection is made.
         part: What it trains on.
 
     Raises:
@@ -89,7 +90,7 @@ def method_of(
             forget_rate=recipe.forget_rate,
             forget_epochs=recipe.forget_epochs,
             rank_over=recipe.rank_over,
-            wrong_share=wrong_share(dataset) if wrong is None else wrong,
+            wrong_share=wrong_share(recipe, dataset) if wrong is None else wrong,
             mlnt_sets=recipe.mlnt_sets,
             mlnt_inner_lr=recipe.mlnt_inner_lr,
             mlnt_weight=recipe.mlnt_weight,
@@ -166,8 +167,13 @@ def mentor_of(folder: Path, dataset: DilutedSet, device: torch.device) -> nn.Mod
     return net.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
 
 
-def wrong_share(dataset: DilutedSet) -> float | None:
-    """Return the expected share of wrong labels under the law of a data set; None if nobody knows it."""
+def wrong_share(recipe: Recipe, dataset: DilutedSet) -> float | None:
+    """Return the expected share of wrong labels under the law of a data set; None if nobody knows it.
+
+    Of what a selection keeps, the selection says it later; until then 0 stands for it.
+    """
+    if recipe.select is not None:
+        return 0.0
     if dataset.observed or isinstance(dataset.formula.law, Given):
         return None
     return 1 - dataset.formula.right_share(dataset.train.source_labels)

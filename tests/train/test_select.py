@@ -12,10 +12,13 @@ from calls import call, interrupted, rows, same, weights
 
 from pipeline.dataset import DilutedSet, dilute
 from pipeline.errors import UserError
-from pipeline.laws import Symmetric
+from pipeline.laws import Given, Pair, StoredArray, Symmetric, White
 from pipeline.loaders import open_batches
 from pipeline.sources.synthetic import synthetic
 from train.clock import Clock
+from train.comparison.runs import check_fit
+from train.distributed import ALONE
+from train.example_losses import write_losses
 from train.experiment import run_experiment
 from train.learner import Learner
 from train.methods.coteaching import Coteaching
@@ -359,6 +362,28 @@ def test_weights_that_were_selected_for_are_validated_through_the_noise(wrong_se
         ({"select": "incv", "late_from": 0.5}, "late_from 0.5 is for .*; give --select incv --method coteaching"),
         ({"method": "coteaching", "late_from": 0.5}, "late_from 0.5 is for .*; give --select incv"),
         ({"select": "incv", "method": "coteaching", "late_from": 1.5}, r"late_from is 1.5; give a number in \[0, 1\]"),
+@pytest.mark.usefixtures("undecided")
+@pytest.mark.parametrize("name", ["incv", "all"])
+@pytest.mark.parametrize("unknown", ["observed", "given"])
+def test_a_selection_tells_co_teaching_how_many_are_wrong_where_no_law_does(
+    wrong_set: DilutedSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unknown: str, name: str
+) -> None:
+    monkeypatch.setitem(SELECTORS, name, SELECTORS["incv"])  # of what it keeps, a quarter is wrong
+    if unknown == "observed":
+        dataset = dataclasses.replace(wrong_set, observed=True)
+    else:
+        law = Given(StoredArray((np.arange(120) * 7 // 10 % 4).astype(np.uint16)))
+        dataset = dataclasses.replace(wrong_set, formula=dataclasses.replace(wrong_set.formula, law=law))
+        dataset = dataclasses.replace(dataset, formula=dataset.formula.bind(dataset.train))
+    recipe = Recipe(**FIELDS | LATE | {"select": name, "rank_over": "batch", "log_every": 120})
+    check_fit(recipe, dataset)  # before anything is selected
+    run_experiment(recipe, dataset, tmp_path / "run")
+    shares = [row["coteaching/kept_frac"] for row in rows(tmp_path / "run") if "coteaching/kept_frac" in row]
+    assert shares[1] == 0.75  # after the ramp, before candidates join
+    with pytest.raises(UserError, match="give --forget-rate"):
+        check_fit(dataclasses.replace(recipe, select=None), dataset)
+
+
     ],
 )
 def test_what_does_not_go_with_a_selection_is_refused(given: dict[str, Any], words: str) -> None:
