@@ -24,10 +24,10 @@ from train.learner import Learner
 from train.methods.coteaching import Coteaching
 from train.methods.plain import Plain
 from train.recipes import SELECTIONS, Recipe
-from train.select import SELECTORS, Selection, Task
+from train.select import SELECTORS, Judged, Part, Selection, Task
 from train.select.halves import split
-from train.select.incv import best_iterations, largest
-from train.select.rsl import smallest_of_classes
+from train.select.incv import best_iterations, largest, select_incv
+from train.select.rsl import select_rsl, smallest_of_classes
 from train.select.selection import check_selection, late_candidates, quality, quality_by_iteration, read_selection
 
 # 120 images, 12 held out; one pass over all is 108 examples.
@@ -202,6 +202,87 @@ def test_a_killed_selection_goes_on_and_ends_the_same(
     assert rows(tmp_path / "cut")[-1] == rows(tmp_path / "whole")[-1]
 
 
+@pytest.mark.parametrize(
+    ("name", "rate"), [("incv", 0.5), ("incv", None), ("all", None), ("rsl", None), ("rsl", "auto"), ("rsl", 0.5)]
+)
+def test_copies_that_show_other_images_are_judged_by_their_own_losses_or_not_at_all(
+    name: str, rate: float | str | None, tmp_path: Path
+) -> None:
+    source = synthetic(num_train=120, num_test=40, height=8, width=8, channels=1, num_classes=4)
+    white = dilute(source, alpha=1, law=White())
+    recipe = Recipe(**FIELDS, select=name, select_rate=rate, select_epochs=1)
+    if rate == 0.5 and name == "rsl":
+        assert run_experiment(recipe, white, tmp_path / "run")["selection"]["judged"] == 2 * 108
+        return
+    with pytest.raises(UserError, match=f"selection {name} asks .* law white shows other .* rsl with --select-rate"):
+        run_experiment(recipe, white, tmp_path / "run")
+    assert not [*(tmp_path / "run" / f"select-{name}").iterdir()]  # before any net is trained
+
+
+def told(
+    dataset: DilutedSet, folder: Path, judged: Judged, select: str = "incv", **given: Any
+) -> tuple[Task, list[Recipe]]:
+    """Return a selector's task in which no net is trained and every net says the same, and what was to be trained."""
+    asked: list[Recipe] = []
+
+    def train(phase: Recipe, where: Path, part: Part) -> None:
+        asked.append(phase)
+        where.mkdir(parents=True)
+        write_losses(where / "losses.npy", judged.losses)
+
+    recipe = Recipe(**FIELDS, select=select, **given)
+    only = {"folder": folder, "world": ALONE, "train": train, "judge": lambda phase, weights, images: judged}
+    return Task(recipe=recipe, dataset=dataset, num_images=dataset.formula.num_images, **only), asked
+
+
+@pytest.mark.parametrize("undecided", [[], [5], [5, 65]])
+def test_halves_end_when_no_two_images_are_left_to_halve(
+    tiny: DilutedSet, tmp_path: Path, undecided: list[int]
+) -> None:
+    labels = tiny.formula.labels_by_example(tiny.train.source_labels).astype(np.int64)
+    predicted = labels.copy()
+    predicted[[120 * copy + image for copy in range(4) for image in undecided]] = -1
+    task, asked = told(tiny, tmp_path, Judged(predicted, np.ones(480, dtype=np.float32)), select_rate=0.0)
+    selection = select_incv(task)
+    assert len(asked) == (8 if len(undecided) == 2 else 2)
+    assert selection.kept.sum() == 4 * (120 - len(undecided))
+    assert selection.candidates is not None
+    assert selection.candidates.sum() == 4 * len(undecided)
+
+
+@pytest.mark.parametrize("rate", [None, 0.45])
+def test_rsl_warns_of_a_law_that_contradicts_it_whoever_says_the_rates(
+    rate: float | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = synthetic(num_train=120, num_test=40, height=8, width=8, channels=1, num_classes=4)
+    pairs = dilute(source, alpha=0, law=Pair(0.55))
+    task, _ = told(
+        pairs, tmp_path, Judged(np.zeros(120, dtype=np.int64), np.ones(120, dtype=np.float32)), "rsl", select_rate=rate
+    )
+    selection = select_rsl(task)
+    assert "warning: class 0: label 1 is as likely as its own (0.55 against 0.45)" in capsys.readouterr().out
+    assert selection.words["warnings"][0].startswith("class 0: label 1 is as likely as its own")
+    assert selection.words.get("noise_ratio") == rate
+
+
+def test_an_estimate_of_a_net_that_fits_little_says_so_in_the_result(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = synthetic(num_train=1200, num_test=40, height=8, width=8, channels=1, num_classes=4)
+    noisy = dilute(source, alpha=0, law=Symmetric(0.25))
+    predicted = noisy.formula.labels_by_example(noisy.train.source_labels).astype(np.int64)
+    predicted[::3] = -1
+    for name in SELECTIONS:
+        judged = Judged(predicted, np.ones(1200, dtype=np.float32))
+        task, _ = told(noisy, tmp_path / name, judged, name, select_rate=None if name == "all" else "auto")
+        words = SELECTORS[name](task).words
+        assert words["warnings"] == [
+            f"the net fits 67% of its own labels, so that the noise ratio {words['noise_ratio']:.3f} is estimated too "
+            "small; give --select-rate, or more --select-epochs"
+        ]
+        assert f"warning: {words['warnings'][0]}" in capsys.readouterr().out
+
+
 LATE: dict[str, Any] = {"method": "coteaching", "select": "incv", "rank_over": "data", "forget_epochs": 0.1}
 
 
@@ -259,6 +340,28 @@ def test_a_run_reads_when_candidates_join(
     text = (tmp_path / "run" / "select-incv" / "selected.csv").read_text(encoding="utf-8")
     lines = list(csv.DictReader(text.splitlines()))
     assert [int(line["example_id"]) for line in lines if line["candidate"] == "1"] == list(range(0, 72, 3))
+
+
+@pytest.mark.usefixtures("undecided")
+@pytest.mark.parametrize("name", ["incv", "all"])
+@pytest.mark.parametrize("unknown", ["observed", "given"])
+def test_a_selection_tells_co_teaching_how_many_are_wrong_where_no_law_does(
+    wrong_set: DilutedSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unknown: str, name: str
+) -> None:
+    monkeypatch.setitem(SELECTORS, name, SELECTORS["incv"])  # of what it keeps, a quarter is wrong
+    if unknown == "observed":
+        dataset = dataclasses.replace(wrong_set, observed=True)
+    else:
+        law = Given(StoredArray((np.arange(120) * 7 // 10 % 4).astype(np.uint16)))
+        dataset = dataclasses.replace(wrong_set, formula=dataclasses.replace(wrong_set.formula, law=law))
+        dataset = dataclasses.replace(dataset, formula=dataset.formula.bind(dataset.train))
+    recipe = Recipe(**FIELDS | LATE | {"select": name, "rank_over": "batch", "log_every": 120})
+    check_fit(recipe, dataset)  # before anything is selected
+    run_experiment(recipe, dataset, tmp_path / "run")
+    shares = [row["coteaching/kept_frac"] for row in rows(tmp_path / "run") if "coteaching/kept_frac" in row]
+    assert shares[1] == 0.75  # after the ramp, before candidates join
+    with pytest.raises(UserError, match="give --forget-rate"):
+        check_fit(dataclasses.replace(recipe, select=None), dataset)
 
 
 @pytest.mark.usefixtures("undecided")
@@ -362,28 +465,6 @@ def test_weights_that_were_selected_for_are_validated_through_the_noise(wrong_se
         ({"select": "incv", "late_from": 0.5}, "late_from 0.5 is for .*; give --select incv --method coteaching"),
         ({"method": "coteaching", "late_from": 0.5}, "late_from 0.5 is for .*; give --select incv"),
         ({"select": "incv", "method": "coteaching", "late_from": 1.5}, r"late_from is 1.5; give a number in \[0, 1\]"),
-@pytest.mark.usefixtures("undecided")
-@pytest.mark.parametrize("name", ["incv", "all"])
-@pytest.mark.parametrize("unknown", ["observed", "given"])
-def test_a_selection_tells_co_teaching_how_many_are_wrong_where_no_law_does(
-    wrong_set: DilutedSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unknown: str, name: str
-) -> None:
-    monkeypatch.setitem(SELECTORS, name, SELECTORS["incv"])  # of what it keeps, a quarter is wrong
-    if unknown == "observed":
-        dataset = dataclasses.replace(wrong_set, observed=True)
-    else:
-        law = Given(StoredArray((np.arange(120) * 7 // 10 % 4).astype(np.uint16)))
-        dataset = dataclasses.replace(wrong_set, formula=dataclasses.replace(wrong_set.formula, law=law))
-        dataset = dataclasses.replace(dataset, formula=dataset.formula.bind(dataset.train))
-    recipe = Recipe(**FIELDS | LATE | {"select": name, "rank_over": "batch", "log_every": 120})
-    check_fit(recipe, dataset)  # before anything is selected
-    run_experiment(recipe, dataset, tmp_path / "run")
-    shares = [row["coteaching/kept_frac"] for row in rows(tmp_path / "run") if "coteaching/kept_frac" in row]
-    assert shares[1] == 0.75  # after the ramp, before candidates join
-    with pytest.raises(UserError, match="give --forget-rate"):
-        check_fit(dataclasses.replace(recipe, select=None), dataset)
-
-
     ],
 )
 def test_what_does_not_go_with_a_selection_is_refused(given: dict[str, Any], words: str) -> None:

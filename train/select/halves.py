@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Int64
 from numpy import ndarray as Array
 
 from kernels.permutation import permutation
@@ -28,12 +28,22 @@ def split(candidates: Bool[Array, " e"], num_images: int, *, seed: int, iteratio
         seed: The run's.
         iteration: Each has halves of its own.
     """
-    there = np.flatnonzero(candidates.reshape(-1, num_images).any(axis=0))
+    there = images_with(candidates, num_images)
     order = permutation(len(there), seed=seed, domain=FOLD, a=iteration)(np.arange(len(there)))
     first = np.zeros(num_images, dtype=np.bool_)
     first[there[order[: len(there) // 2]]] = True
     everywhere = np.tile(first, len(candidates) // num_images)
     return np.stack([candidates & everywhere, candidates & ~everywhere])
+
+
+def images_with(examples: Bool[Array, " e"], num_images: int) -> Int64[Array, " i"]:
+    """Return the ids of the images that have some of these examples.
+
+    Args:
+        examples: By example id.
+        num_images: n.
+    """
+    return np.flatnonzero(examples.reshape(-1, num_images).any(axis=0))
 
 
 @dataclass(frozen=True)
@@ -56,7 +66,7 @@ class Half:
 
     def judge(self, weights: str, examples: Bool[Array, " e"]) -> Judged:
         """Ask the net, with some of its weights, about the images of examples."""
-        images = np.unique(np.flatnonzero(examples) % self.task.dataset.formula.num_images)
+        images = images_with(examples, self.task.dataset.formula.num_images)
         return self.task.judge(self.recipe, self.folder / weights, images)
 
 
@@ -68,7 +78,24 @@ def train_half(task: Task, name: str, learnt: Bool[Array, " e"], asked: Bool[Arr
     return Half(task, recipe, task.folder / name, learnt, asked)
 
 
-def refuse_empty(learnt: Bool[Array, " e"], asked: Bool[Array, " e"], iteration: int, name: str) -> None:
+def refuse_added_images(task: Task) -> None:
+    """Stop where copies show other images: a net is asked about an image once, for all labels of its copies.
+
+    How often it agrees would not tell how many labels are wrong either: it may know the other images by their looks.
+
+    Raises:
+        UserError: If that is so.
+    """
+    law = task.dataset.formula.law
+    if law.adds_images:
+        raise UserError(
+            f"selection {task.recipe.select} asks a net about an image once, for the labels of all its copies, and law "
+            f"{law.name} shows other images under them; give --select rsl with --select-rate, the share of wrong "
+            "labels, or train without a selection"
+        )
+
+
+def refuse_empty(learnt: Bool[Array, " e"], asked: Bool[Array, " e"], name: str) -> None:
     """Stop where a half has nothing to train on or to judge.
 
     Raises:
@@ -76,6 +103,6 @@ def refuse_empty(learnt: Bool[Array, " e"], asked: Bool[Array, " e"], iteration:
     """
     if not learnt.any() or not asked.any():
         raise UserError(
-            f"selection {name} has {learnt.sum():,} examples to train on and {asked.sum():,} to judge in iteration "
-            f"{iteration + 1}; it needs some of both: give more data"
+            f"selection {name} has {learnt.sum():,} examples to train on and {asked.sum():,} to judge; it needs some "
+            "of both: give more data"
         )

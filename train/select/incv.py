@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float32, Int64, UInt8
 from numpy import ndarray as Array
 
 from pipeline.console import console
-from train.select.halves import refuse_empty, split, train_half
+from train.select.halves import images_with, refuse_added_images, refuse_empty, split, train_half
 from train.select.rate import estimated
 from train.select.selection import Selection
 from train.select.task import Task
@@ -60,23 +60,27 @@ def select_incv(task: Task) -> Selection:
         none: the authors' code then removes the whole half. What is removed is never among what is selected.
 
     Raises:
-        UserError: If the noise ratio cannot be told, or nothing is left to train on.
+        UserError: If the noise ratio cannot be told, nothing is left to train on, or copies show other images.
     """
+    refuse_added_images(task)
     labels, candidates = task.labels.astype(np.int64), task.candidates()
     recipe, formula = task.recipe, task.dataset.formula
     never, unjudged = np.zeros(len(labels), dtype=np.uint8), np.full(len(labels), np.nan, dtype=np.float32)
     state = State(never, candidates, unjudged)
-    ratio = None if isinstance(recipe.select_rate, str) else recipe.select_rate
+    ratio, warnings = None if isinstance(recipe.select_rate, str) else recipe.select_rate, list[str]()
     told: list[dict[str, float]] = []
     for iteration in range(ITERATIONS):
+        if iteration and len(images_with(state.candidates, formula.num_images)) < 2:
+            break  # two halves want an image each
         halves = split(state.candidates, formula.num_images, seed=recipe.seed, iteration=iteration)
         chosen, dropped = np.zeros_like(candidates), np.zeros_like(candidates)
         for side in (0, 1):
             learnt, asked = state.selected | halves[side], halves[1 - side]
-            refuse_empty(learnt, asked, iteration, "incv")
+            refuse_empty(learnt, asked, "incv")
             half = train_half(task, f"{iteration + 1}{'ab'[side]}", learnt, asked)
             if ratio is None:
-                ratio = estimated(half, labels)
+                estimate = estimated(half, labels)
+                ratio, warnings = estimate.rate, estimate.warnings
             early = iteration < best_iterations(ratio, pairs=formula.law.name in PAIRS)
             judged = half.judge("best.pt" if early else "last.pt", asked)
             agrees = asked & (judged.predicted == labels)
@@ -93,13 +97,11 @@ def select_incv(task: Task) -> Selection:
                 f"{told[-1]['candidates']:,} undecided (noise ratio {ratio:.3f})",
                 highlight=False,
             )
-        if not state.candidates.any():
-            break
     assert ratio is not None
     pairs = formula.law.name in PAIRS
     wrong = selected_noise_ratio(ratio, num_targets=1 if pairs else formula.num_classes - 1)
     late_from = candidates_from(ratio, pairs=pairs) if recipe.late_from is None else recipe.late_from
-    found = {"noise_ratio": ratio, "iterations": told}
+    found = {"noise_ratio": ratio, "warnings": warnings, "iterations": told}
     return Selection(state.selected, state.scores, wrong, found, state.iterations, state.candidates, late_from)
 
 

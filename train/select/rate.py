@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -10,15 +11,30 @@ from numpy import ndarray as Array
 
 from pipeline.console import console
 from pipeline.errors import UserError
-from train.select.halves import Half, refuse_empty, split, train_half
+from train.select.halves import Half, refuse_added_images, refuse_empty, split, train_half
 from train.select.selection import Selection
-from train.select.task import Task
+from train.select.task import Task, warn
 from train.theory.incv import estimate_noise_ratio
 
 _FITS: Final = 0.9
 
 
-def estimate_rate(task: Task) -> tuple[float, Half]:
+@dataclass(frozen=True)
+class Estimate:
+    """A share of wrong labels that a net told.
+
+    Args:
+        rate: The share.
+        half: The net.
+        warnings: Why it may be far off, in words.
+    """
+
+    rate: float
+    half: Half
+    warnings: list[str]
+
+
+def estimate_rate(task: Task) -> Estimate:
     """Estimate the share of wrong labels under the symmetric law, whatever the law is.
 
     A net is trained on the examples of one half of the images and asked about the other half, as INCV begins. It is
@@ -28,22 +44,21 @@ def estimate_rate(task: Task) -> tuple[float, Half]:
     Args:
         task: What a selector is given; `select_epochs` says how long the net is trained.
 
-    Returns:
-        The share, and the net.
-
     Raises:
-        UserError: If there is too little data, or the agreement is so near chance that it says nothing.
+        UserError: If there is too little data, the agreement is so near chance that it says nothing, or copies show
+            other images.
 
     Source: Chen et al. 2019 (INCV, arXiv 1905.05040).
     """
+    refuse_added_images(task)
     candidates = task.candidates()
     first, second = split(candidates, task.dataset.formula.num_images, seed=task.recipe.seed, iteration=0)
-    refuse_empty(first, second, 0, str(task.recipe.select))
+    refuse_empty(first, second, str(task.recipe.select))
     half = train_half(task, "rate", first, second)
-    rate = estimated(half, task.labels.astype(np.int64))
+    estimate = estimated(half, task.labels.astype(np.int64))
     if task.world.is_first:
-        console.print(f"share of wrong labels: {rate:.3f}, estimated", highlight=False)
-    return rate, half
+        console.print(f"share of wrong labels: {estimate.rate:.3f}, estimated", highlight=False)
+    return estimate
 
 
 def select_all(task: Task) -> Selection:
@@ -56,12 +71,13 @@ def select_all(task: Task) -> Selection:
         UserError: If the estimate is not possible.
     """
     candidates = task.candidates()
-    rate, half = estimate_rate(task)
-    scores = np.where(candidates, -half.judge("last.pt", candidates).losses, np.float32("nan"))
-    return Selection(candidates, scores, rate, {"noise_ratio": rate})
+    estimate = estimate_rate(task)
+    scores = np.where(candidates, -estimate.half.judge("last.pt", candidates).losses, np.float32("nan"))
+    told = {"noise_ratio": estimate.rate, "warnings": estimate.warnings}
+    return Selection(candidates, scores, estimate.rate, told)
 
 
-def estimated(half: Half, labels: Int64[Array, " e"]) -> float:
+def estimated(half: Half, labels: Int64[Array, " e"]) -> Estimate:
     """Estimate the noise ratio from how often a net's last weights predict labels that it never saw.
 
     The law is that of nets that fit their own labels, wrong ones too; where the net fits fewer than nine in ten of
@@ -81,11 +97,11 @@ def estimated(half: Half, labels: Int64[Array, " e"]) -> float:
         name = str(half.task.recipe.select)
         instead = "--forget-rate in place of --select all" if name == "all" else "--select-rate"
         raise UserError(f"selection {name} cannot tell the noise ratio: {error}; give {instead}") from None
-    if fitted < _FITS and half.task.world.is_first:
-        console.print(
-            f"warning: the net fits {fitted:.0%} of its own labels, so that the noise ratio {ratio:.3f} is estimated "
-            "too small; give --select-rate, or more --select-epochs",
-            soft_wrap=True,
-            highlight=False,
+    warnings = []
+    if fitted < _FITS:
+        warnings.append(
+            f"the net fits {fitted:.0%} of its own labels, so that the noise ratio {ratio:.3f} is estimated too small; "
+            "give --select-rate, or more --select-epochs"
         )
-    return ratio
+    warn(half.task, warnings)
+    return Estimate(ratio, half, warnings)

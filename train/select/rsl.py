@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64, UInt16
 from numpy import ndarray as Array
 
-from pipeline.console import console
 from pipeline.errors import UserError
 from train.example_losses import read_losses
 from train.methods.forward import known_transition
 from train.select.rate import estimate_rate
 from train.select.selection import Selection
-from train.select.task import ALL, Task
+from train.select.task import ALL, Task, warn
 from train.theory.rsl import failed_conditions, kept_counts, observed_noise_rates
 
 
@@ -21,7 +22,7 @@ def select_rsl(task: Task) -> Selection:
 
     The noise rates of the observed classes are those of the law, or all the one that is given, or that is estimated
     where the law does not say it. Where a law contradicts the conditions under which small losses are right labels, a
-    warning says so.
+    warning says so, whoever says the rates.
 
     Source: Gui et al. 2021 (RSL, arXiv 2106.09291).
     Deviates: losses are those of the training passes; see `train.example_losses`. The net is the run's own, trained as
@@ -33,7 +34,7 @@ def select_rsl(task: Task) -> Selection:
     labels, candidates = task.labels, task.candidates()
     num_classes, source = task.dataset.num_classes, task.dataset.train.source_labels
     prior = np.bincount(source[: task.num_images], minlength=num_classes) / task.num_images
-    rates = noise_rates(task, prior)
+    rates, said = noise_rates(task, prior)
     num_candidates = int(candidates.sum())
     epochs = task.recipe.select_epochs or task.recipe.examples / num_candidates
     recipe = task.phase(num_candidates, epochs, example_losses=True)
@@ -41,24 +42,30 @@ def select_rsl(task: Task) -> Selection:
     task.train(recipe, folder, ALL)
     losses = read_losses(folder / "losses.npy")
     kept = smallest_of_classes(losses, labels, rates, prior)
-    return Selection(kept, -losses, None, {"noise_rates": rates.round(6).tolist()})
+    return Selection(kept, -losses, None, {"noise_rates": rates.round(6).tolist(), **said})
 
 
-def noise_rates(task: Task, prior: Float64[Array, " k"]) -> Float64[Array, " k"]:
-    """Return the share of wrong labels among the examples of each observed class.
+def noise_rates(task: Task, prior: Float64[Array, " k"]) -> tuple[Float64[Array, " k"], dict[str, Any]]:
+    """Return the share of wrong labels among the examples of each observed class, and what there is to say of it.
+
+    Returns:
+        The shares; under "warnings" what speaks against small-loss selection or an estimate, and under "noise_ratio"
+        the share of all labels, where it is given or estimated.
 
     Raises:
         UserError: If neither the recipe nor the law says it, and it cannot be estimated.
     """
     formula, given = task.dataset.formula, task.recipe.select_rate
-    matrix = None if given is not None or task.dataset.observed else _matrix(task)
-    if matrix is None:
-        rate = estimate_rate(task)[0] if given is None or isinstance(given, str) else given
-        return np.full(formula.num_classes, rate)
-    if task.world.is_first:
-        for line in failed_conditions(matrix):
-            console.print(f"warning: {line}", soft_wrap=True, highlight=False)
-    return observed_noise_rates(matrix, prior)
+    matrix = None if task.dataset.observed else _matrix(task)
+    warnings = [] if matrix is None else failed_conditions(matrix)
+    warn(task, warnings)
+    if matrix is not None and given is None:
+        return observed_noise_rates(matrix, prior), {"warnings": warnings}
+    rate = given
+    if rate is None or isinstance(rate, str):
+        estimate = estimate_rate(task)
+        rate, warnings = estimate.rate, warnings + estimate.warnings
+    return np.full(formula.num_classes, rate), {"noise_ratio": rate, "warnings": warnings}
 
 
 def _matrix(task: Task) -> Float64[Array, "k k"] | None:

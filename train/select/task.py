@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float32, Int64, UInt16
 from numpy import ndarray as Array
 
+from pipeline.console import console
 from pipeline.dataset import DilutedSet
 from pipeline.loaders import Evaluation
 from pipeline.stream import Late, Rest
@@ -108,6 +109,13 @@ class Task:
             "example_losses": False,
         }
         return dataclasses.replace(self.recipe, **{**own, **changes})
+
+
+def warn(task: Task, warnings: list[str]) -> None:
+    """Print warnings; what is found says them too, for runs that print nothing."""
+    if task.world.is_first:
+        for line in warnings:
+            console.print(f"warning: {line}", soft_wrap=True, highlight=False)
 
 
 def examples_of(dataset: DilutedSet, num_images: int) -> Bool[Array, " e"]:
