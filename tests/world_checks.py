@@ -76,7 +76,7 @@ def failing(rank: int, ranks: tuple[int, ...]) -> int:
 def recipe(method: str, model: str) -> Recipe:
     """Return a short run in float32; its batch divides by two processes and two parts each.
 
-    Co-teaching forgets nothing: what it leaves out, each part of each process chooses by itself. MLNT weighs nothing:
+    Co-teaching forgets nothing: what it leaves out, each part of a batch chooses by itself. MLNT weighs nothing:
     each part of each process steps on its own labels. MixMatch draws from a selection without weights: those of rsl
     depend on the order of sums.
     """
@@ -106,10 +106,10 @@ def meta_recipe(accumulate: int) -> Recipe:
     )
 
 
-def ranking_recipe(accumulate: int) -> Recipe:
-    """Return a short run in which examples compete over the data set, wherever they are."""
+def ranking_recipe(accumulate: int, rank_over: str = "data") -> Recipe:
+    """Return a short run in which examples compete over the data set, or over a batch, wherever they are."""
     return dataclasses.replace(
-        recipe("coteaching", "mlp1"), accumulate=accumulate, forget_rate=0.5, forget_epochs=0.3, rank_over="data"
+        recipe("coteaching", "mlp1"), accumulate=accumulate, forget_rate=0.5, forget_epochs=0.3, rank_over=rank_over
     )
 
 
@@ -132,6 +132,7 @@ def run_everywhere(folder: Path, world: World) -> None:
         run_experiment(selecting(name), data(), folder / name, world=world)
     run_experiment(meta_recipe(accumulate=1), data(), folder / "meta", world=world)
     run_experiment(ranking_recipe(accumulate=2), data(), folder / "ranking", world=world)
+    run_experiment(ranking_recipe(accumulate=1, rank_over="batch"), data(), folder / "in-batches", world=world)
 
 
 def main() -> None:

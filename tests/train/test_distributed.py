@@ -196,6 +196,15 @@ def test_two_processes_choose_among_the_data_what_one_chooses(two: Path, tmp_pat
     assert 0.3 < last["coteaching/kept_frac"] < 0.8
 
 
+def test_two_processes_choose_among_a_batch_what_one_chooses(two: Path, tmp_path: Path) -> None:
+    asked = world_checks.ranking_recipe(accumulate=1, rank_over="batch")
+    run_experiment(asked, world_checks.data(), tmp_path / "one")
+    assert_close(two / "in-batches", tmp_path / "one")
+    found = [json.loads(row) for row in (two / "in-batches" / "metrics.jsonl").read_text().splitlines()]
+    last = [row for row in found if "train/loss" in row][-1]
+    assert last["coteaching/kept_frac"] == pytest.approx(0.5, abs=0.1)  # all of them in the first of 1.25 epochs
+
+
 def test_a_single_process_is_a_world_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     with joined() as world:

@@ -16,6 +16,7 @@ from pipeline.errors import UserError
 from pipeline.laws import Given, Law, Matrix, Pair, StoredArray, Symmetric, Uniform, White
 from pipeline.types import Batch
 from train.clock import Clock
+from train.distributed import ALONE
 from train.learner import Learner
 from train.methods import METHODS, Setting
 from train.methods.coteaching import exchanged_losses, keep_share, num_kept, small_loss_rows
@@ -36,7 +37,7 @@ class Probe(Learner):
 
     def __init__(self, net: nn.Module) -> None:  # the net stays in float64, where it is
         self.net = net
-        self.loss = torch.zeros(())
+        self.loss, self.world = torch.zeros(()), ALONE
 
     def logits(self, images: Tensor) -> Tensor:
         return cast(Tensor, self.net(images))

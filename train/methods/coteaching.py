@@ -89,9 +89,9 @@ class Coteaching(Method):
     default the share of wrong labels under the law of the data set: this method is told how many labels are wrong,
     and not which.
 
-    With `rank_over` "batch", rows compete within what a step sees at once: a batch in parts, or shared by processes,
-    chooses in each part of each process by itself. A part should hold several right labels, which at massive noise
-    takes large batches.
+    With `rank_over` "batch", rows compete within what a step sees at once, in all processes: as many choose as one
+    would. A batch that comes in parts chooses in each part by itself, for the others are not computed yet or are gone.
+    A part should hold several right labels, which at massive noise takes large batches.
 
     With "data", examples compete over the data set: a row is chosen if the mean of its losses so far, this one
     included, lies within the share of the smallest (`RunningLosses`). A batch then gives as many rows as it has small
@@ -145,9 +145,11 @@ class Coteaching(Method):
         if self._late is not None and clock.step >= self._late.start:
             share *= 1 - self._late.rows / self._batch  # candidates join, and as many rows are kept as without them
         if self.running is None:
-            number = num_kept(len(batch.labels), share)
-            self.kept_rows = small_loss_rows(both, number)
-            losses = exchanged_losses(both, self.kept_rows, number)
+            world, own = learner.world, len(batch.labels)
+            number = num_kept(world.size * own, share)
+            everywhere = small_loss_rows(world.rows(both.detach().T).T, number)
+            self.kept_rows = everywhere[:, world.rank * own : (world.rank + 1) * own]
+            losses = exchanged_losses(both, self.kept_rows, number / world.size)
         else:
             self.kept_rows = self.running.small_rows(batch.rows, both.detach(), share, learner, clock)
             losses = exchanged_losses(both, self.kept_rows, share * len(batch.labels))
