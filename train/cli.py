@@ -198,7 +198,7 @@ def train(
         str | None,
         Option(
             help="Of method coteaching: batch leaves out the largest losses of each batch, data those of the data set, "
-            "by each example's mean so far [default: batch]"
+            "by each example's mean so far [default: batch, or data where noisy labels are added]"
         ),
     ] = None,
     mlnt_sets: Annotated[

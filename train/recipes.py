@@ -65,7 +65,8 @@ class Recipe:
         forget_rate: Share of a batch that method coteaching leaves out in the end, in [0, 1); None is the share of
             wrong labels under the law of the data. Other methods do not look at it.
         forget_epochs: Passes over the data in which it grows to that, above 0.
-        rank_over: "batch" leaves out the largest losses of a batch, "data" those of the data set.
+        rank_over: "batch" leaves out the largest losses of a batch, "data" those of the data set; under dilution
+            the recipe takes the latter.
         mlnt_sets: Synthetic label sets a step of method mlnt, 1 or more; other methods do not look at what begins so.
         mlnt_inner_lr: The step that it tries on each of them, 0 or more.
         mlnt_weight: Of the consistency with its teacher, 0 or more; at 0 it is method plain.
@@ -474,7 +475,7 @@ def forward_recipe(num_images: int, num_copies: int) -> dict[str, Any]:
 
 
 def coteaching_recipe(num_images: int, num_copies: int) -> dict[str, Any]:
-    """The plain recipe, for two nets at twice the cost; not tuned apart from it.
+    """The plain recipe, for two nets at twice the cost; under dilution losses compete over the data set.
 
     The paper trains for 200 epochs with Adam, batches of 128 and rate 0.001, which falls to 0 in a straight line from
     epoch 80 on while the first beta is 0.1 in place of 0.9; without augmentation.
@@ -494,7 +495,7 @@ def coteaching_recipe(num_images: int, num_copies: int) -> dict[str, Any]:
 
     Rows of small loss are at first those of the classes that a net says most often, and it comes to say nothing else.
     """
-    return plain_recipe(num_images, num_copies)
+    return {**plain_recipe(num_images, num_copies), "rank_over": "batch" if num_copies == 1 else "data"}
 
 
 def mlnt_recipe(num_images: int, num_copies: int) -> dict[str, Any]:

@@ -96,6 +96,14 @@ def test_what_losses_compete_over_is_for_coteaching() -> None:
         recipe_for("mnist5k", "plain", num_images=90, num_copies=4, rank_over="data")
 
 
+@pytest.mark.parametrize(("num_copies", "rank_over"), [(1, "batch"), (2, "data"), (11, "data")])
+def test_under_dilution_losses_of_coteaching_compete_over_the_data(num_copies: int, rank_over: str) -> None:
+    recipe = recipe_for("mnist5k", "coteaching", num_images=3_600, num_copies=num_copies)
+    assert recipe.rank_over == rank_over
+    given = recipe_for("mnist5k", "coteaching", num_images=3_600, num_copies=num_copies, rank_over="batch")
+    assert given.rank_over == "batch"
+
+
 @pytest.mark.parametrize(
     ("field", "method"),
     [
