@@ -259,7 +259,8 @@ def build_learner(recipe: Recipe, dataset: DilutedSet, device: torch.device) -> 
         build_model(recipe.model, dataset.batch_shape, dataset.num_classes, seed=recipe.seed, learner=number)
         for number in range(METHODS[recipe.method].num_nets)
     ]
-    teacher = partial(teacher_share, ramp_epochs=recipe.mlnt_ramp_epochs)
+    gamma_examples = recipe.mlnt_teacher_examples
+    teacher = partial(teacher_share, ramp_epochs=recipe.mlnt_ramp_epochs, gamma_examples=gamma_examples)
     return Learner(
         nets[0] if len(nets) == 1 else Twins(*nets),
         rate=lambda clock: learning_rate(

@@ -75,6 +75,7 @@ class Recipe:
         mlnt_replaced_frac: Share of a set's rows that take one, in [0, 1].
         mlnt_ramp_epochs: Passes over the data in which the weight grows from near 0, and after which the teacher
             averages over ten times as many examples, above 0.
+        mlnt_teacher_examples: In which the teacher moves a hundredth of the way to the net until then, 1 or more.
         mixmatch_weight: Of method mixmatch's loss on unlabelled images in the end, 0 or more; other methods do not look
             at what begins so.
         mixmatch_temperature: Of the labels that it guesses, above 0; below 1 it sharpens them.
@@ -139,6 +140,7 @@ class Recipe:
     mlnt_neighbours: int = 10
     mlnt_replaced_frac: float = 0.5
     mlnt_ramp_epochs: float = 20.0
+    mlnt_teacher_examples: int = 128
     mixmatch_weight: float = 75.0
     mixmatch_temperature: float = 0.5
     mixmatch_beta: float = 0.75
@@ -177,7 +179,7 @@ class Recipe:
         for name in ("forget_epochs", "mlnt_ramp_epochs", "mixmatch_temperature"):
             if not 0 < getattr(self, name) < math.inf:
                 raise UserError(f"{name} is {getattr(self, name)}; give a finite number above 0")
-        for name in ("mlnt_sets", "mlnt_neighbours"):
+        for name in ("mlnt_sets", "mlnt_neighbours", "mlnt_teacher_examples"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; give a whole number, 1 or more")
         if not 0 <= self.mlnt_replaced_frac <= 1:
@@ -299,6 +301,7 @@ _ONLY_FOR: Final = {
     "mlnt_neighbours": "mlnt",
     "mlnt_replaced_frac": "mlnt",
     "mlnt_ramp_epochs": "mlnt",
+    "mlnt_teacher_examples": "mlnt",
     "mixmatch_weight": "mixmatch",
     "mixmatch_temperature": "mixmatch",
     "mixmatch_beta": "mixmatch",

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,9 @@ from pipeline.loaders import open_batches, open_evaluation
 from pipeline.plan import plan_build
 from pipeline.sources import SOURCES, Augmentation, open_source
 from pipeline.sources.synthetic import synthetic
+from train.clock import Clock
 from train.data import open_data
+from train.methods.mlnt import teacher_share
 from train.papers import PAPERS, Page, page_of
 from train.recipes import Recipe, recipe_for
 from train.schedule import learning_rate
@@ -69,13 +72,45 @@ def test_the_papers_own_method_takes_one_epoch_of_clothing1m() -> None:
     page = page_of("mlnt", "clothing1m", "mlnt")
     assert (page.epochs, page.schedule, page.lr) == (1, "constant", 8e-4)
     recipe = recipe_for("clothing1m", "mlnt", num_images=990_000, num_copies=1, page=page)
-    assert (recipe.mlnt_inner_lr, recipe.mlnt_weight, recipe.mlnt_sets) == (0.02, 1.0, 10)
+    assert (recipe.mlnt_inner_lr, recipe.mlnt_sets) == (0.02, 10)
+    assert recipe.mlnt_weight * 14 == pytest.approx(1.0)  # of an average over the 14 classes
     assert recipe.mlnt_ramp_epochs * 1_000_000 == 2_000 * 32
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "clothing1m"])
+def test_the_teacher_forgets_a_hundredth_in_each_of_the_authors_batches(dataset: str) -> None:
+    recipe = recipe_for(dataset, "mlnt", num_images=990_000, num_copies=1, page=page_of("mlnt", dataset, "mlnt"))
+    clock = Clock(recipe.batch, recipe.examples, 990_000, examples=1_000 * recipe.batch)
+    pace = {"ramp_epochs": recipe.mlnt_ramp_epochs, "gamma_examples": recipe.mlnt_teacher_examples}
+    assert teacher_share(clock, **pace) == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize(
+    ("paper", "dataset", "row"),
+    [
+        ("incv", "cifar10", {"select": "incv", "method": "coteaching"}),
+        ("incv", "mini_webvision", {"select": "incv", "method": "coteaching"}),
+        ("coteaching", "cifar10", {"method": "coteaching"}),
+        ("mlnt", "cifar10", {"method": "mlnt"}),
+        ("mlnt", "clothing1m", {"method": "mlnt"}),
+        ("rsl", "cifar10", {"select": "rsl"}),
+        ("rsl_wm", "cifar10", {"select": "rsl", "method": "mixmatch"}),
+    ],
+)
+def test_the_command_of_a_page_runs_the_papers_own_row(paper: str, dataset: str, row: dict[str, str]) -> None:
+    text = " ".join((PAPERS[paper][dataset].__doc__ or "").split())
+    (words,) = map(shlex.split, re.findall("`(train [^`]*)`", text))
+    flags = {word[2:]: value for word, value in zip(words, [*words[1:], ""], strict=True) if word.startswith("--")}
+    assert flags["paper"] == paper
+    assert {name: flags[name] for name in ("select", "method") if name in flags} == row
+    method, select = flags.get("method", "plain"), flags.get("select")
+    page = page_of(paper, dataset, method)
+    assert recipe_for(dataset, method, num_images=500, num_copies=1, page=page, select=select).batch == page.batch
 
 
 def test_the_papers_own_numbers_are_for_its_own_method() -> None:
     own = recipe_for("cifar10", "mlnt", num_images=100, num_copies=1, page=page_of("mlnt", "cifar10", "mlnt"))
-    assert (own.mlnt_inner_lr, own.mlnt_weight, own.mlnt_ramp_epochs) == (0.2, 0.4, 20)
+    assert (own.mlnt_inner_lr, own.mlnt_weight, own.mlnt_ramp_epochs) == (0.2, pytest.approx(0.04), 20)
     assert not any(name.startswith("mlnt") for name in page_of("mlnt", "cifar10", "plain").fields(100))
 
 
