@@ -40,7 +40,7 @@ class Entry:
 
 
 # No entry has averaged weights unless it says so: recipes do, and then what a method gains and what averaging gains
-# could not be told apart.
+# could not be told apart. That of mlnt is its teacher, and part of the method.
 BASE: Final[dict[str, Any]] = {"method": "plain", "ema": 0.0}
 
 # "a+b" is a with what b adds: "mixup+ema", "forward+ema", "incv+coteaching".
@@ -51,7 +51,7 @@ ENTRIES: Final[dict[str, Entry]] = {
     "mixup": Entry({"method": "mixup"}),
     "forward": Entry({"method": "forward"}, told="the transition matrix"),
     "coteaching": Entry({"method": "coteaching"}, told="the share of wrong labels"),
-    "mlnt": Entry({"method": "mlnt"}),
+    "mlnt": Entry({"method": "mlnt"}, told="nothing more; its teacher, an average of weights, is what is evaluated"),
     "incv": Entry({"select": "incv"}),
     "rsl": Entry({"select": "rsl"}, told="the share of wrong labels in each class"),
     "rsl_wm": Entry({"select": "rsl", "method": "mixmatch"}, told="the share of wrong labels in each class"),
@@ -64,7 +64,10 @@ ENTRIES: Final[dict[str, Entry]] = {
 OWN: Final[dict[str, Callable[[Entry], bool]]] = {
     "select_epochs": lambda entry: "select" in entry.fields,
     "select_rate": lambda entry: "select" in entry.fields,
+    "forget_rate": lambda entry: entry.method == "coteaching",
+    "rank_over": lambda entry: entry.method == "coteaching",
     "mlnt_sets": lambda entry: entry.method == "mlnt",
+    "mlnt_order": lambda entry: entry.method == "mlnt",
 }
 
 

@@ -20,7 +20,8 @@ from train.figures.rows import Row
 _RULES: Final = (
     f"All methods see the same images with the same labels; of the images, {VAL_FRAC:.0%} are held out for the noisy "
     "validation. Nothing is tuned for any of them here: each has its recipe's learning rate, batch and decay, or those "
-    "that the command gives to all. No method has averaged weights unless its name says ema.",
+    "that the command gives to all. No method has averaged weights unless its name says ema, but for mlnt, whose "
+    "teacher is an average of weights and is what is evaluated.",
     f"Accuracy is top-1 on test images, looked at {EVALUATIONS} times a run. Last, and the mean of the last 10, choose "
     "nothing; best by noisy validation takes the evaluation with the lowest cross-entropy on held-out images' noisy "
     "labels; best on test is an oracle: nobody has it, and papers that report it report a maximum over test images.",

@@ -2,6 +2,7 @@ import pytest
 
 from pipeline.errors import UserError
 from train.comparison.entries import ENTRIES, entries_of, entry_of
+from train.methods import METHODS
 from train.recipes import Recipe, recipe_for
 
 
@@ -13,6 +14,7 @@ def recipe(name: str) -> Recipe:
 @pytest.mark.parametrize("name", ENTRIES)
 def test_only_what_says_ema_has_averaged_weights(name: str) -> None:
     assert (recipe(name).ema > 0) == (name == "ema")
+    assert METHODS[recipe(name).method].has_teacher == ("average of weights" in entry_of(name).told)
 
 
 def test_entries_join() -> None:

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from pipeline.errors import UserError
-from train.comparison.runs import Comparison, claim, equal_time, measured, run_comparison, speed_of
+from train.comparison.entries import entry_of
+from train.comparison.runs import Comparison, claim, entrant, equal_time, measured, run_comparison, speed_of
 from train.experiment import Stopped
 from train.figures import runs
 from train.figures.points import Noise
@@ -186,7 +187,7 @@ def test_a_folder_of_other_things_is_left_alone(tmp_path: Path, name: str) -> No
 
 
 def test_selections_and_meta_learning_take_part(tmp_path: Path) -> None:
-    own = {"select_epochs": 30.0, "select_rate": 0.5, "mlnt_sets": 1}
+    own = {"select_epochs": 30.0, "select_rate": 0.5, "mlnt_sets": 1, "mlnt_order": "first"}
     rows = {each["entry"]: each for each in run(comparison(tmp_path / "out", "rsl", "incv", "mlnt", own=own))}
     for name in ("rsl", "incv"):
         (said,) = (json.loads(path.read_text()) for path in (tmp_path / "out").glob(f"*/select-{name}/selection.json"))
@@ -202,6 +203,17 @@ def test_selections_and_meta_learning_take_part(tmp_path: Path) -> None:
         ("", 1, None), ("incv", 10, 30.0), ("rsl", 10, 30.0),
     ]  # fmt: skip
     assert rows["mlnt"]["label_precision"] is None
+
+
+def test_settings_of_one_method_reach_it_alone(tmp_path: Path) -> None:
+    own = {"forget_rate": 0.3, "rank_over": "data", "mlnt_order": "first", "mlnt_sets": 2}
+    asked = comparison(tmp_path / "out", "plain", "coteaching", "mlnt", own=own)
+    dataset = runs.open_point(asked.place, asked.noise, asked.images, seed=0)
+    reached = {}
+    for name in asked.methods:
+        recipe = runs.recipe_of(entrant(asked, name, entry_of(name)), dataset)
+        reached[name] = [field for field, value in own.items() if getattr(recipe, field) == value]
+    assert reached == {"plain": [], "coteaching": ["forget_rate", "rank_over"], "mlnt": ["mlnt_order", "mlnt_sets"]}
 
 
 def test_images_may_be_shown_as_they_are(tmp_path: Path) -> None:
