@@ -9,14 +9,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
+from numpy import ndarray as Array
 from torch import Tensor, nn
 
 from pipeline.console import console
 from pipeline.dataset import DilutedSet
 from pipeline.errors import UserError
 from pipeline.laws import Given
+from pipeline.laws.files import read_matrix
 from pipeline.loaders import Batches, Evaluation, batches_ahead, choose, open_batches, open_evaluation
 from pipeline.stream import images_of
 from train.checkpoint import load_state
@@ -36,6 +39,7 @@ from train.recipes import Recipe
 from train.schedule import learning_rate
 from train.select import Part
 from train.select.task import ALL
+from train.theory.transition import checked_transition
 
 CPU: Final = torch.device("cpu")
 EVALUATED: Final = 1_000  # images at once, at most
@@ -63,6 +67,7 @@ def method_of(
     device: torch.device = CPU,
     wrong: float | None = None,
     part: Part = ALL,
+    transition: Float64[Array, "k k"] | None = None,
 ) -> Method:
     """Make the method of a run.
 
@@ -73,6 +78,7 @@ def method_of(
         wrong: Share of wrong labels in a selection from it; None is what its law says of all, or what `wrong_share`
             takes before a selection is made.
         part: What it trains on.
+        transition: An estimated one; None is what `given_transition` says.
 
     Raises:
         UserError: If it does not fit the data.
@@ -102,6 +108,7 @@ def method_of(
             mixmatch_temperature=recipe.mixmatch_temperature,
             mixmatch_beta=recipe.mixmatch_beta,
             mentor=None if recipe.mentor is None else mentor_of(Path(recipe.mentor), dataset, device),
+            transition=given_transition(recipe, dataset) if transition is None else transition,
             rows=rows_at_once(recipe),
             batch=recipe.batch,
             num_examples=dataset.formula.num_examples,
@@ -114,13 +121,19 @@ def method_of(
 
 
 def training_of(
-    recipe: Recipe, dataset: DilutedSet, learner: Learner, part: Part, *, wrong: float | None = None
+    recipe: Recipe,
+    dataset: DilutedSet,
+    learner: Learner,
+    part: Part,
+    *,
+    wrong: float | None = None,
+    transition: Float64[Array, "k k"] | None = None,
 ) -> tuple[Method, Batches]:
-    """Make the method of a run and open its batches; `wrong` is the share of wrong labels in a selection."""
+    """Make the method of a run and open its batches; see `method_of` for what is told of a phase before it."""
     held_in = held_out_images(recipe, dataset).start
     if not held_in:
         raise UserError(f"val_frac {recipe.val_frac} holds all {dataset.formula.num_images} images out; lower it")
-    method = method_of(recipe, dataset, device=learner.device, wrong=wrong, part=part)
+    method = method_of(recipe, dataset, device=learner.device, wrong=wrong, part=part, transition=transition)
     batches = open_batches(
         dataset,
         batch=recipe.batch,
@@ -145,6 +158,31 @@ def training_of(
 def rows_at_once(recipe: Recipe) -> int:
     """Return how many rows of a batch are computed at once, in all processes."""
     return recipe.batch // (1 if recipe.accumulate == "auto" else int(recipe.accumulate))
+
+
+def given_transition(recipe: Recipe, dataset: DilutedSet) -> Float64[Array, "k k"] | None:
+    """Return the transition matrix that a recipe gives method forward; None is the law's.
+
+    One that is to be estimated is the identity until it is.
+
+    Raises:
+        UserError: If the file holds no such matrix, or nobody knows it: labels are as they were found.
+    """
+    if recipe.method != "forward":
+        return None
+    if recipe.transition == "auto":
+        return np.eye(dataset.num_classes)
+    if recipe.transition is not None:
+        try:
+            return checked_transition(read_matrix(Path(recipe.transition)), dataset.num_classes)
+        except UserError as error:
+            raise UserError(f"--transition {recipe.transition}: {error}") from None
+    if dataset.observed:
+        raise UserError(
+            "method forward needs a transition matrix, and nobody knows that of labels as they were found; give "
+            "--transition FILE, or auto to estimate it, or another --method"
+        )
+    return None
 
 
 def mentor_of(folder: Path, dataset: DilutedSet, device: torch.device) -> nn.Module:

@@ -241,6 +241,14 @@ def train(
             "nothing [default: 0.75]"
         ),
     ] = None,
+    transition: Annotated[
+        str | None,
+        Option(
+            help="Of method forward: .npy or .csv file of the transition matrix (rows = true class, sum 1), or auto: "
+            "estimated from a plain run before [default: the law's]",
+            metavar="FILE|auto",
+        ),
+    ] = None,
     mentor: Annotated[
         Path | None,
         Option(
@@ -423,6 +431,7 @@ def train(
             "mixmatch_weight": mixmatch_weight,
             "mixmatch_temperature": mixmatch_temperature,
             "mixmatch_beta": mixmatch_beta,
+            "transition": transition,
             "mentor": mentor and str(mentor),
             "accumulate": number_or_auto("--accumulate", accumulate, int),
             "ema": ema,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Final, NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Float, Float32, Int64
 from numpy import ndarray as Array
@@ -141,6 +142,18 @@ def confusion(learner: Predictor, batches: Iterable[Batch], num_classes: int) ->
             cells += torch.bincount(pairs, minlength=num_classes**2)
     matrix: Int64[Array, "k k"] = learner.world.sum(cells).view(num_classes, num_classes).cpu().numpy()
     return matrix
+
+
+def probabilities(learner: Predictor, batches: Iterable[Batch]) -> Float32[Array, "n k"]:
+    """Return what a net says of images, a row each, in their order.
+
+    Args:
+        learner: The net.
+        batches: This process's part of the images.
+    """
+    with learner.evaluating() as logits_of:
+        said = [logits_of(batch.images).softmax(dim=1).cpu().numpy() for batch in batches]
+    return np.concatenate([rows for part in learner.world.gather(said) for rows in part])
 
 
 def columns(evaluations: Sequence[dict[str, float]]) -> dict[str, float | None]:

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Float64, Int64
 from numpy import ndarray as Array
 
 from pipeline.console import console
 from pipeline.dataset import DilutedSet
 from pipeline.errors import UserError
+from pipeline.laws import Given
 from pipeline.laws.files import check_matrix_path, write_matrix
 from pipeline.stream import Rest, images_of
 from train.assemble import build_learner, evaluation_of, held_out_images, parts_of, run_of, trained_learner, training_of
@@ -27,6 +28,7 @@ from train.example_losses import write_losses
 from train.learner import Learner, resolve_precision
 from train.loop import Run, evaluation_named, fit, load, stop_signals, write_weights
 from train.methods import METHODS
+from train.methods.forward import known_transition
 from train.metrics import Display, Log
 from train.outcome import defined, outcome
 from train.process import settle
@@ -43,6 +45,7 @@ from train.select.selection import (
 )
 from train.select.task import ALL, examples_of, judge_images
 from train.theory.rsl import draw_weights
+from train.transition import estimated_transition
 
 
 class Stopped(Exception):
@@ -144,6 +147,13 @@ def _run_experiment(
                 method, batches = world.together(
                     lambda: training_of(recipe, dataset, learner, part, wrong=selection.wrong_share)
                 )
+            transition = None
+            if recipe.method == "forward" and recipe.transition == "auto":
+                transition = estimate_transition(recipe, dataset, folder, world)
+                batches.close()
+                method, batches = world.together(
+                    lambda: training_of(recipe, dataset, learner, part, transition=transition)
+                )
             run = world.together(lambda: run_of(recipe, dataset, folder, learner, method, batches, part))
             load(run)
             _train(run)
@@ -151,6 +161,8 @@ def _run_experiment(
             write_example_losses(run)
             with evaluation_named(run):
                 result = outcome(run) | ({} if selection is None else {"selection": found})
+            if transition is not None:
+                result["transition"] = transition_words(transition, dataset, folder)
             if claimed is not None:
                 claimed.write("result.json", result)
         if save_confusion is not None:  # after the result: a file that exists belongs to a finished run, or to others
@@ -247,20 +259,7 @@ def select(recipe: Recipe, dataset: DilutedSet, folder: Path, world: World) -> t
     if before is not None:
         return before
     folder.mkdir(exist_ok=True)
-
-    def train(phase: Recipe, where: Path, part: Part) -> None:
-        console.print(f"selection {name}: training net {where.name}", highlight=False)
-        run_experiment(phase, dataset, where, resume=True, part=part, world=world)
-
-    task = Task(
-        recipe=recipe,
-        dataset=dataset,
-        num_images=held_out_images(recipe, dataset).start,
-        folder=folder,
-        world=world,
-        train=train,
-        judge=lambda phase, weights, images: judge(phase, dataset, weights, images, world),
-    )
+    task = task_of(recipe, dataset, folder, world, f"selection {name}")
     try:
         selection = SELECTORS[name](task)
         check_selection(selection, task.labels, dataset.num_classes, name)
@@ -278,6 +277,49 @@ def select(recipe: Recipe, dataset: DilutedSet, folder: Path, world: World) -> t
     if world.is_first:
         write_selection(folder, selection, dataset, said)
     return selection, {**said, **selection.words}
+
+
+def task_of(recipe: Recipe, dataset: DilutedSet, folder: Path, world: World, what: str) -> Task:
+    """Return what a phase before a run is given.
+
+    Args:
+        recipe: Of the run.
+        dataset: Of the run.
+        folder: For the phase's own runs.
+        world: The processes of the run.
+        what: The phase, for people.
+    """
+
+    def train(phase: Recipe, where: Path, part: Part) -> None:
+        console.print(f"{what}: training net {where.name}", highlight=False)
+        run_experiment(phase, dataset, where, resume=True, part=part, world=world)
+
+    return Task(
+        recipe=recipe,
+        dataset=dataset,
+        num_images=held_out_images(recipe, dataset).start,
+        folder=folder,
+        world=world,
+        train=train,
+        judge=lambda phase, weights, images: judge(phase, dataset, weights, images, world),
+    )
+
+
+def estimate_transition(recipe: Recipe, dataset: DilutedSet, folder: Path, world: World) -> Float64[Array, "k k"]:
+    """Estimate the transition matrix of a run's labels in a folder of its own, or read what was estimated."""
+    folder = folder / "transition"
+    folder.mkdir(exist_ok=True)
+    return estimated_transition(task_of(recipe, dataset, folder, world, "transition"))
+
+
+def transition_words(matrix: Float64[Array, "k k"], dataset: DilutedSet, folder: Path) -> dict[str, float | None]:
+    """Say how long an estimate took, and how far its entries are from those of the law on average, if it is known."""
+    phase = json.loads((folder / "transition/plain/result.json").read_text(encoding="utf-8"))
+    formula, error = dataset.formula, None
+    if not (dataset.observed or isinstance(formula.law, Given)):
+        truth = known_transition(formula.law, alpha=formula.alpha, num_classes=formula.num_classes)
+        error = float(np.abs(matrix - truth).mean())
+    return {"wall_s": phase["wall_s"], "mean_abs_error": error}
 
 
 def judge(recipe: Recipe, dataset: DilutedSet, weights: Path, images: Int64[Array, " i"], world: World) -> Judged:

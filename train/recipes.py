@@ -80,6 +80,8 @@ class Recipe:
             at what begins so.
         mixmatch_temperature: Of the labels that it guesses, above 0; below 1 it sharpens them.
         mixmatch_beta: Both parameters of the Beta distribution that it mixes images by, 0 or more.
+        transition: Of method forward: a .npy or .csv file of the matrix, row = true class, column = label; "auto" is an
+            estimate, None the law's. Other methods do not look at it.
         mentor: Run folder whose last weights are the mentor of method mlnt; None for none.
         accumulate: Parts that a batch is computed in, one after the other (batch norm sees the parts); "auto" takes as
             few as fit memory.
@@ -144,6 +146,7 @@ class Recipe:
     mixmatch_weight: float = 75.0
     mixmatch_temperature: float = 0.5
     mixmatch_beta: float = 0.75
+    transition: str | None = None
     mentor: str | None = None
     accumulate: int | str = 1
     ema: float = 0.0
@@ -249,6 +252,11 @@ class Recipe:
             self._check_rest()
             return
         check_choice("selection", self.select, SELECTIONS)
+        if self.transition is not None:
+            raise UserError(
+                f"transition {self.transition} is of labels as they come, and selection {self.select} keeps others; "
+                "leave one of them out"
+            )
         if self.select_epochs is not None and not 0 < self.select_epochs < math.inf:
             raise UserError(f"select_epochs is {self.select_epochs}; give a finite number above 0")
         if self.select == "all":
@@ -305,6 +313,7 @@ _ONLY_FOR: Final = {
     "mixmatch_weight": "mixmatch",
     "mixmatch_temperature": "mixmatch",
     "mixmatch_beta": "mixmatch",
+    "transition": "forward",
     "mentor": "mlnt",
 }
 

@@ -378,7 +378,7 @@ def test_forward_knows_the_matrix_of_all_labels_of_a_law(law: Law, alpha: int, m
     [
         ({"label_smoothing": 0.1}, "label_smoothing 0.1 is not defined for method forward"),
         ({"law": White()}, "law white adds images that have none; give another --method"),
-        ({"law": GIVEN}, "given labels .* give another --method"),
+        ({"law": GIVEN}, "given labels .* give --transition FILE, or auto to estimate it, or another --method"),
         ({"num_classes": MAX_TABLE_CLASSES + 1}, "needs a matrix of 4,097 × 4,097 classes"),
     ],
 )

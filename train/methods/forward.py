@@ -64,6 +64,22 @@ def known_transition(law: Law, *, alpha: int, num_classes: int) -> Float64[Array
         UserError: If the law shows images that no class of the matrix stands for, knows no matrix, or has more classes
             than a matrix is made for.
     """
+    check_classes(law, num_classes)
+    try:
+        return law.matrix(alpha, num_classes)
+    except UserError as error:
+        raise UserError(
+            f"method forward needs a transition matrix: {error}; give --transition FILE, or auto to estimate it, or "
+            "another --method"
+        ) from None
+
+
+def check_classes(law: Law, num_classes: int) -> None:
+    """Refuse what no transition matrix describes.
+
+    Raises:
+        UserError: If the law shows images of no class, or there are more classes than a matrix is made for.
+    """
     if law.adds_images:
         raise UserError(
             f"method forward needs a true class of every image, and law {law.name} adds images that have none; "
@@ -74,21 +90,18 @@ def known_transition(law: Law, *, alpha: int, num_classes: int) -> Float64[Array
             f"method forward needs a matrix of {num_classes:,} × {num_classes:,} classes; "
             f"above {MAX_TABLE_CLASSES:,} give another --method"
         )
-    try:
-        return law.matrix(alpha, num_classes)
-    except UserError as error:
-        raise UserError(f"method forward needs a transition matrix: {error}; give another --method") from None
 
 
 class Forward(Method):
-    """`forward_loss` with the matrix of the data set's law: this method is told how the labels were made.
+    """`forward_loss` with the matrix of the data set's law, with one that is given, or with one that is estimated.
+
+    Of the law, this method is told how the labels were made. `train.transition` estimates the matrix.
 
     Before the net has learnt anything, its gradients are those of method plain divided by 1 + α under uniform labels:
     AdamW's steps are of the same size, but sgd wants a larger rate.
 
     Source: Patrini et al. 2017.
-    Deviates: the paper also estimates T from the images that a plainly trained net is most certain of; here T is known.
-        Label smoothing is refused: it would be noise that T does not know of.
+    Deviates: label smoothing is refused: it would be noise that T does not know of.
     """
 
     def __init__(self, setting: Setting) -> None:
@@ -97,7 +110,10 @@ class Forward(Method):
                 f"label_smoothing {setting.label_smoothing} is not defined for method forward, whose matrix says how "
                 "labels are spread; leave it out, or give another --method"
             )
-        matrix = known_transition(setting.law, alpha=setting.alpha, num_classes=setting.num_classes)
+        check_classes(setting.law, setting.num_classes)
+        matrix = setting.transition
+        if matrix is None:
+            matrix = known_transition(setting.law, alpha=setting.alpha, num_classes=setting.num_classes)
         self.transition = torch.tensor(matrix).float()
         self.log_transition = torch.tensor(matrix).log().float()
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Float64
+from numpy import ndarray as Array
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -43,6 +44,7 @@ class Setting:
         mixmatch_temperature: Of guessed labels, above 0; below 1 it sharpens them.
         mixmatch_beta: Both parameters of the Beta distribution that its images are mixed by, 0 or more.
         mentor: The net of an earlier run; None for none.
+        transition: Of forward correction, row = true class, column = label; None is the law's.
         rows: Of a batch that a step sees at once, in all processes.
         batch: All of them.
         num_examples: N of the data set, also where a part of it is trained on.
@@ -72,6 +74,7 @@ class Setting:
     mixmatch_temperature: float = 0.5
     mixmatch_beta: float = 0.75
     mentor: nn.Module | None = None
+    transition: Float64[Array, "k k"] | None = None
     rows: int = 0
     batch: int = 0
     num_examples: int = 0

@@ -101,7 +101,7 @@ class Task:
         examples = max(batch, round(epochs * num_examples))
         own: dict[str, Any] = {
             "method": "plain",
-            **dict.fromkeys(("select", "select_epochs", "select_rate", "late_from", "measure", "mentor")),
+            **dict.fromkeys(("select", "select_epochs", "select_rate", "late_from", "measure", "mentor", "transition")),
             "batch": batch,
             "examples": examples,
             "eval_every": max(1, examples // _EVALUATIONS),
