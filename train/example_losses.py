@@ -75,6 +75,6 @@ def write_losses(path: Path, losses: Float32[Array, " n"]) -> None:
 
 
 def read_losses(path: Path) -> Float32[Array, " n"]:
-    """Read what `write_losses` wrote."""
-    losses: Float32[Array, " n"] = np.load(path)
+    """Open what `write_losses` wrote; losses are read from the file as they are looked at."""
+    losses: Float32[Array, " n"] = np.load(path, mmap_mode="r")
     return losses

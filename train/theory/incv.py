@@ -7,7 +7,6 @@ from typing import Final
 
 from pipeline.errors import UserError
 from pipeline.laws.law import check_share
-from train.methods.coteaching import keep_share, num_kept
 
 _ERRORS: Final = 2  # standard errors to each side: an interval that holds the true accuracy 95 times in 100
 _WIDEST: Final = 0.1  # noise ratios that fit an accuracy, from the first to the last
@@ -99,21 +98,6 @@ def selected_noise_ratio(noise_ratio: float, *, num_targets: int) -> float:
     check_share("noise ratio", noise_ratio, below_one=True)
     wrong = noise_ratio**2
     return wrong / (wrong + num_targets * (1 - noise_ratio) ** 2)
-
-
-def kept_of_batch(num_selected: int, *, selected_noise: float, epoch: float, ramp_epochs: float = 10) -> int:
-    """Return how many examples of smallest loss one net keeps for the other.
-
-    Args:
-        num_selected: Selected examples in the batch, at least 1; candidates that join it do not count.
-        selected_noise: What `selected_noise_ratio` says.
-        epoch: Epochs trained so far; the share that is forgotten grows with them.
-        ramp_epochs: Until it is `selected_noise`, above 0.
-
-    Source: Chen et al. 2019 (INCV), modified Co-teaching, with Co-teaching's ramp.
-    Deviates: as `num_kept` does.
-    """
-    return num_kept(num_selected, keep_share(epoch, forget_rate=selected_noise, forget_epochs=ramp_epochs))
 
 
 def candidates_of_batch(batch: int, *, num_selected: int, num_candidates: int) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Final
 
 import numpy as np
@@ -10,15 +9,8 @@ from jaxtyping import Float32, Float64, Int64, Integer
 from numpy import ndarray as Array
 
 from pipeline.errors import UserError
-from pipeline.laws.law import check_share
 
-GAMMAS: Final[dict[str, Callable[[float], float]]] = {
-    "smallest": lambda spread: 1.0,
-    "middle": lambda spread: (1 + spread) / 2,
-    "largest": lambda spread: spread,
-}
-"""γ by the spread z of classes: the smallest keeps the prior's proportions, the largest leaves no class short."""
-
+_BETA: Final = 0.2  # how much less than all right labels to keep
 _ROUNDING: Final = 1e-6  # of an example: (1 - 0.2)(1 - 0.81) · 4,500 is 683.9999999999999 as a float, and 684 on paper
 
 
@@ -36,59 +28,48 @@ def observed_noise_rates(transition: Float64[Array, "k k"], prior: Float64[Array
     return rates
 
 
-def kept_shares(noise_rates: Float64[Array, " k"], *, beta: float = 0.2) -> Float64[Array, " k"]:
-    """Return the share of the examples of each observed class to keep, max(1-(1+β)η, (1-β)(1-η)).
+def kept_shares(noise_rates: Float64[Array, " k"]) -> Float64[Array, " k"]:
+    """Return the share of the examples of each observed class to keep, max(1-(1+β)η, (1-β)(1-η)) with β = 0.2.
 
     Args:
         noise_rates: η, share of wrong labels among the examples that carry each label, in [0, 1).
-        beta: How much less than all right labels to keep, in [0, 1].
 
     Raises:
-        UserError: If a rate or beta is out of range.
+        UserError: If a rate is out of range.
 
     Source: Gui et al. 2021 (RSL), prop(i).
     """
-    check_share("beta", beta, below_one=False)
     bad = np.flatnonzero(~((noise_rates >= 0) & (noise_rates < 1)))
     if len(bad):
         raise UserError(f"the noise rate of label {bad[0]} is {noise_rates[bad[0]]:.6g}; give a number in [0, 1)")
-    return np.maximum(1 - (1 + beta) * noise_rates, (1 - beta) * (1 - noise_rates))
+    return np.maximum(1 - (1 + _BETA) * noise_rates, (1 - _BETA) * (1 - noise_rates))
 
 
 def kept_counts(
-    noise_rates: Float64[Array, " k"],
-    counts: Int64[Array, " k"],
-    prior: Float64[Array, " k"],
-    *,
-    beta: float = 0.2,
-    gamma: str = "middle",
+    noise_rates: Float64[Array, " k"], counts: Int64[Array, " k"], prior: Float64[Array, " k"]
 ) -> Int64[Array, " k"]:
     """Return how many examples of each observed class to keep: those of smallest mean loss within the class.
 
     The share of a class, min(γ p m, prop · n), where m is the least of prop · n / p over classes: classes of which much
-    could be kept are cut towards the prior p.
+    could be kept are cut towards the prior p, by γ = (1 + z) / 2 with z for the largest of prop · n / p against m.
 
     Args:
         noise_rates: η, as for `kept_shares`.
         counts: n, examples that carry each label.
         prior: p, share of each true class, above 0.
-        beta: As for `kept_shares`.
-        gamma: One of `GAMMAS`.
 
     Raises:
         UserError: If a value is out of range, or a class would keep no example.
 
-    Source: Gui et al. 2021 (RSL), num(i).
+    Source: Gui et al. 2021 (RSL), num(i), with the β and the γ of their experiments.
     Deviates: the authors' code rounds down what a float left just below a whole number, and loses one example a class
         at two of their five rates of uniform noise. It uses num(i) for structured noise alone; where n and η are the
         same in every class, as there, num(i) is prop · n.
     """
-    if gamma not in GAMMAS:
-        raise UserError(f"unknown gamma '{gamma}'; the gammas are: {', '.join(GAMMAS)}")
-    candidates = kept_shares(noise_rates, beta=beta) * counts
+    candidates = kept_shares(noise_rates) * counts
     _refuse_empty(candidates, counts)
     relative = candidates / prior
-    most = GAMMAS[gamma](float(relative.max() / relative.min())) * prior * relative.min()
+    most = (1 + relative.max() / relative.min()) / 2 * prior * relative.min()
     kept = np.minimum(most, candidates)
     _refuse_empty(kept, counts)
     whole: Int64[Array, " k"] = np.floor(kept + _ROUNDING).astype(np.int64)
@@ -128,21 +109,6 @@ def draw_weights(
     above = losses - smallest[labels]
     weights: Float64[Array, " n"] = least ** np.divide(above, spread, out=np.where(seen, 0.0, np.nan), where=spread > 0)
     return weights
-
-
-def loss_margins(transition: Float64[Array, "k k"]) -> Float64[Array, " k"]:
-    """Return how far a net's probabilities may be off before wrong labels get smaller losses than right ones.
-
-    For label i that is (T_ii - max over j ≠ i of T_ji) / 2: a right label has the probability T_ii under a net that
-    fits the noise, a wrong one T_ji. Under α-dilution with uniform labels it is 1/(2(1+α)).
-
-    Args:
-        transition: T, row = true class, column = label.
-
-    Source: Gui et al. 2021 (RSL), theorem 2.
-    """
-    margins: Float64[Array, " k"] = (np.diagonal(transition) - _off_diagonal(transition).max(axis=0)) / 2
-    return margins
 
 
 def failed_conditions(transition: Float64[Array, "k k"]) -> list[str]:

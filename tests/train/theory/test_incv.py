@@ -7,7 +7,6 @@ from train.theory.incv import (
     candidates_from,
     candidates_of_batch,
     estimate_noise_ratio,
-    kept_of_batch,
     remove_ratio,
     selected_noise_ratio,
 )
@@ -131,17 +130,6 @@ def test_a_noise_ratio_that_is_none_is_refused(function: object, noise_ratio: fl
     assert callable(function)
     with pytest.raises(UserError, match=f"noise ratio is {noise_ratio}"):
         function(noise_ratio)
-
-
-@pytest.mark.parametrize(("epoch", "kept"), [(0, 128), (5, 122), (10, 115), (200, 115)])
-def test_what_is_kept_of_a_batch_falls_to_the_share_of_right_labels(epoch: int, kept: int) -> None:
-    # 128 · (1 - .1 · epoch / 10): 121.6 in the middle, 115.2 at the end.
-    assert kept_of_batch(128, selected_noise=0.1, epoch=epoch) == kept
-
-
-def test_something_is_always_kept_and_all_of_it_where_nothing_is_wrong() -> None:
-    assert kept_of_batch(1, selected_noise=0.64, epoch=10) == 1
-    assert kept_of_batch(77, selected_noise=0.0, epoch=10) == 77
 
 
 @pytest.mark.parametrize(

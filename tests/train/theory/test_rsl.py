@@ -14,7 +14,6 @@ from train.theory.rsl import (
     failed_conditions,
     kept_counts,
     kept_shares,
-    loss_margins,
     observed_noise_rates,
 )
 
@@ -71,26 +70,16 @@ def test_counts_of_structured_noise_are_the_published_ones() -> None:
     assert kept_counts(rates, counts, EVEN).tolist() == expected
 
 
-def test_the_smallest_gamma_keeps_the_proportions_of_the_prior_and_the_largest_all_that_may_be_kept() -> None:
-    rates, counts = structured()
-    assert kept_counts(rates, counts, EVEN, gamma="smallest").tolist() == [2340] * CLASSES
-    assert kept_counts(rates, counts, EVEN, gamma="largest").tolist() == [
-        *(4140, 4140, 2700, 2340, 2700, 2340, 4500, 4140, 4500, 2700)
-    ]
-
-
-@given(seed=st.integers(0, 10_000), num_classes=st.integers(2, 20), gamma=st.sampled_from(["smallest", "middle"]))
-def test_no_class_keeps_more_than_it_has_or_than_the_largest_gamma_gives_it(
-    seed: int, num_classes: int, gamma: str
-) -> None:
+@given(seed=st.integers(0, 10_000), num_classes=st.integers(2, 20))
+def test_no_class_keeps_more_than_its_rate_allows_and_one_keeps_just_that(seed: int, num_classes: int) -> None:
     generator = np.random.default_rng(seed)
     rates, counts = generator.random(num_classes) * 0.9, generator.integers(1_000, 9_000, num_classes)
     prior = generator.random(num_classes) + 0.5
     prior /= prior.sum()
-    kept = kept_counts(rates, counts, prior, gamma=gamma)
-    most = kept_counts(rates, counts, prior, gamma="largest")
+    kept = kept_counts(rates, counts, prior)
+    most = np.floor(kept_shares(rates) * counts + 1e-6)
     assert ((kept >= 1) & (kept <= most) & (most <= counts)).all()
-    assert (most == np.floor(kept_shares(rates) * counts + 1e-6)).all()
+    assert (kept == most).any()
 
 
 def test_without_noise_everything_is_kept() -> None:
@@ -102,13 +91,11 @@ def test_without_noise_everything_is_kept() -> None:
     [
         ({"noise_rates": np.array([0.1, 1.0])}, r"noise rate of label 1 is 1; give a number in \[0, 1\)"),
         ({"noise_rates": np.array([np.nan, 0.1])}, "noise rate of label 0 is nan"),
-        ({"beta": 1.5}, "beta is 1.5"),
-        ({"gamma": "huge"}, "unknown gamma 'huge'; the gammas are: smallest, middle, largest"),
         ({"counts": np.array([40, 0])}, "label 1 would keep none of its 0 examples"),
         ({"counts": np.array([3, 100]), "noise_rates": np.array([0.9, 0.1])}, "label 0 would keep none of its 3"),
         (
-            {"counts": np.array([1_000, 500]), "prior": np.array([0.001, 0.999]), "gamma": "smallest"},
-            "label 0 would keep none of its 1,000",
+            {"noise_rates": np.full(2, 0.5), "counts": np.array([3, 50]), "prior": np.array([1e-6, 1 - 1e-6])},
+            "label 0 would keep none of its 3",  # 1.38 of them by the rate, half of that by the prior
         ),
     ],
 )
@@ -123,10 +110,9 @@ def test_a_selection_that_cannot_be_made_is_refused(given: dict[str, Any], messa
 
 
 @given(alpha=st.integers(0, 1_000), num_classes=st.integers(2, 30))
-def test_uniform_dilution_never_fails_and_its_margin_shrinks_with_alpha(alpha: int, num_classes: int) -> None:
+def test_uniform_dilution_never_fails(alpha: int, num_classes: int) -> None:
     matrix = Uniform().matrix(alpha, num_classes)
     assert failed_conditions(matrix) == []
-    assert loss_margins(matrix) == pytest.approx(np.full(num_classes, 0.5 / (1 + alpha)))
 
 
 @pytest.mark.parametrize(("law", "num_failed"), [(Symmetric(0.89), 0), (Symmetric(0.9), 20), (Pair(0.45), 0)])
@@ -141,7 +127,6 @@ def test_what_fails_is_named() -> None:
         "class 1: label 2 is as likely as its own (0.7 against 0.3), so that the best net predicts 2 for it",
         "label 1: images of class 0 carry it as often as its own (0.4 against 0.3), so that their losses are as small",
     ]
-    assert loss_margins(matrix) == pytest.approx(np.array([0.3, -0.05, 0.15]))
 
 
 def test_weights_of_draws_fall_from_1_to_070_within_each_observed_class() -> None:
