@@ -28,7 +28,14 @@ from train.select import SELECTORS, Judged, Part, Selection, Task
 from train.select.halves import split
 from train.select.incv import best_iterations, largest, select_incv
 from train.select.rsl import select_rsl, smallest_of_classes
-from train.select.selection import check_selection, late_candidates, quality, quality_by_iteration, read_selection
+from train.select.selection import (
+    check_selection,
+    late_candidates,
+    quality,
+    quality_by_iteration,
+    read_selection,
+    write_selection,
+)
 
 # 120 images, 12 held out; one pass over all is 108 examples.
 FIELDS: dict[str, Any] = {"dataset": "synthetic", "model": "mlp1", "batch": 12, "examples": 1080, "precision": "fp32"}
@@ -281,6 +288,16 @@ def test_an_estimate_of_a_net_that_fits_little_says_so_in_the_result(
             "small; give --select-rate, or more --select-epochs"
         ]
         assert f"warning: {words['warnings'][0]}" in capsys.readouterr().out
+
+
+def test_a_table_that_is_too_long_is_left_out_and_said_to_be(
+    wrong_set: DilutedSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("train.select.selection.LARGEST_TABLE", 119)
+    selection = Selection(np.ones(120, dtype=np.bool_), np.zeros(120, dtype=np.float32), None, {})
+    write_selection(tmp_path, selection, wrong_set, {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["selected.npy", "selection.json"]
+    assert "selected.csv is left out: 120 rows are more than 119; selected.npy has them all" in capsys.readouterr().out
 
 
 LATE: dict[str, Any] = {"method": "coteaching", "select": "incv", "rank_over": "data", "forget_epochs": 0.1}

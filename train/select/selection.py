@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float32, Int64, UInt8, UInt16
 from numpy import ndarray as Array
 
 from pipeline.atomic import replacing
+from pipeline.console import console
 from pipeline.dataset import DilutedSet
 from pipeline.errors import UserError
 from pipeline.stream import Late
@@ -156,7 +157,13 @@ def write_selection(folder: Path, selection: Selection, dataset: DilutedSet, fac
     with replacing(folder / "selected.npy") as file:
         np.save(file, table)
     judged = np.flatnonzero(~np.isnan(selection.scores))
-    if len(judged) <= LARGEST_TABLE:
+    if len(judged) > LARGEST_TABLE:
+        console.print(
+            f"selected.csv is left out: {len(judged):,} rows are more than {LARGEST_TABLE:,}; "
+            "selected.npy has them all",
+            highlight=False,
+        )
+    else:
         copies, image_ids = np.divmod(judged, dataset.formula.num_images)
         labels = dataset.formula.labels(image_ids, copies, dataset.train.source_labels[image_ids])
         marks = (table[name][judged].astype(int) for name in ("kept", "iteration", "candidate"))
