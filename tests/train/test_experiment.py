@@ -558,8 +558,19 @@ def test_a_rate_that_is_far_too_large_ends_in_one_clear_error(tiny: DilutedSet, 
         run_experiment(recipe(lr=1e30, warmup_frac=0.0), tiny, tmp_path / "run")
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"method": "coteaching", "forget_epochs": 0.1},
+        {"method": "coteaching", "forget_epochs": 0.1, "rank_over": "data"},
+        {"method": "mlnt", "mlnt_sets": 2},
+        {"method": "mixmatch", "select_rate": 0.5, "select_epochs": 0.5},
+    ],
+    ids=lambda given: "-".join(map(str, given.values())) or "plain",
+)
 def test_the_host_reads_the_device_once_a_log_interval(
-    tiny: DilutedSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    given: dict[str, Any], tiny: DilutedSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reads = 0
     tolist = Tensor.tolist
@@ -573,17 +584,20 @@ def test_the_host_reads_the_device_once_a_log_interval(
         pytest.fail("a step waited for the device")
 
     monkeypatch.setattr(Tensor, "tolist", counted)
-    step = Plain.step
+    method = METHODS[given.get("method", "plain")]
+    step = method.step
 
-    def strict(self: Plain, learner: Learner, batch: Batch, clock: Clock) -> dict[str, Tensor]:
+    def strict(self: Any, learner: Learner, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         with monkeypatch.context() as patch:
             for name in ("item", "tolist", "numpy", "__float__", "__int__", "__bool__"):
                 patch.setattr(Tensor, name, forbidden)
             return step(self, learner, batch, clock)
 
-    monkeypatch.setattr(Plain, "step", strict)
-    run_experiment(recipe(eval_every=480, log_every=48, checkpoint_every=480), tiny, tmp_path / "run")
-    assert reads == 10 + 3  # ten log intervals; the test images, the held-out ones and those with wrong labels once
+    monkeypatch.setattr(method, "step", strict)
+    asked = recipe(eval_every=480, log_every=48, checkpoint_every=480, **given)
+    run_experiment(asked, tiny, tmp_path / "run")
+    # Ten log intervals; the test images, the held-out ones and those with wrong labels once. A selection has its own.
+    assert asked.select or reads == 10 + 3
 
 
 def test_without_wrong_labels_nothing_is_said_of_them(tiny: DilutedSet, tmp_path: Path) -> None:
