@@ -160,5 +160,8 @@ SOURCE_OF_NOISE: Final = Figure(
         Claim("White noise costs almost nothing.", "second hand", _white_costs_nothing),
     ),
     protocol="On Fashion-MNIST the other set is MNIST's digits; white noise has the set's mean and deviation. The "
-    "paper takes CIFAR-10 and CIFAR-100, 50,000 images; scale cpu two layers of convolutions on 10,000.",
+    "paper takes CIFAR-10 and CIFAR-100, 50,000 images; scale cpu two layers of convolutions on 10,000, and cuts a run "
+    "at 300,000 examples, so that at α = 20 it sees 14,300 clean ones. A run without noise of 14,336 examples ends at "
+    "73.6 % (two seeds, 72.8 and 74.4), where all three sources end: what they cost here is "
+    "mostly that share of the run.",
 )
