@@ -208,7 +208,7 @@ def test_selections_and_meta_learning_take_part(tmp_path: Path) -> None:
 def test_settings_of_one_method_reach_it_alone(tmp_path: Path) -> None:
     own = {"forget_rate": 0.3, "rank_over": "data", "mlnt_order": "first", "mlnt_sets": 2}
     asked = comparison(tmp_path / "out", "plain", "coteaching", "mlnt", own=own)
-    dataset = runs.open_point(asked.place, asked.noise, asked.images, seed=0)
+    dataset = runs.open_point(asked.place, asked.noise, asked.images, noise_seed=0)
     reached = {}
     for name in asked.methods:
         recipe = runs.recipe_of(entrant(asked, name, entry_of(name)), dataset)
