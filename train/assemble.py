@@ -83,9 +83,12 @@ def method_of(
     Raises:
         UserError: If it does not fit the data.
     """
-    n, law, wanted = dataset.formula.num_images, dataset.formula.law.name, METHODS[recipe.method].only_law
+    law, wanted = dataset.formula.law.name, METHODS[recipe.method].only_law
     if wanted not in (None, law):
         raise UserError(f"{recipe.method} is defined for law {wanted}, this data set's is {law}; give another --method")
+    labels_an_image = None
+    if part.train is not None and METHODS[recipe.method].stream == "images":  # else nobody asks
+        labels_an_image = len(part.train) / len(images_of(part.train, dataset.formula.num_images))
     return METHODS[recipe.method](
         Setting(
             num_classes=dataset.num_classes,
@@ -114,7 +117,7 @@ def method_of(
             num_examples=dataset.formula.num_examples,
             device=device,
             late=part.late,
-            labels_an_image=None if part.train is None else len(part.train) / len(images_of(part.train, n)),
+            labels_an_image=labels_an_image,
             seed=recipe.seed,
         )
     )

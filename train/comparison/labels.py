@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from statistics import fmean
 from typing import Final
 
@@ -19,6 +18,7 @@ from train.diagnostics import label_auroc, label_precision, label_recall
 from train.figures.runs import Finished
 from train.methods.coteaching import Coteaching, keep_share, num_kept, small_loss_rows
 from train.models.twins import Twins
+from train.outcome import defined
 
 LOOKED_AT: Final = 10_000  # training images; the ids are a class-balanced shuffle
 FILE: Final = "labels.json"  # beside result.json
@@ -45,7 +45,7 @@ def label_scores(finished: Finished) -> dict[str, float | None]:
 
 def _measure(finished: Finished) -> dict[str, float | None]:
     measured = _of_selection(finished) if "selection" in finished.result else _of_net(finished)
-    return {name: None if value is None or math.isnan(value) else value for name, value in measured.items()}
+    return defined(measured)
 
 
 def _of_selection(finished: Finished) -> dict[str, float | None]:
