@@ -34,7 +34,7 @@ from train.methods.forward import noisy_view
 from train.methods.mlnt import teacher_share
 from train.models import build_model
 from train.models.twins import Twins
-from train.noise_scale import NoiseScale
+from train.noise_scale import LEAST_BATCH, NoiseScale
 from train.recipes import Recipe
 from train.schedule import learning_rate
 from train.select import Part
@@ -361,6 +361,11 @@ def parts_of(recipe: Recipe, dataset: DilutedSet, learner: Learner, begun: Path 
         before: dict[str, Any] = json.loads((begun / "config.json").read_text(encoding="utf-8"))
         parts = int(before["recipe"].get("accumulate", 1))  # batch norm sees the parts, so they stay
     share = recipe.batch // num_processes
+    if recipe.measure is not None and share < LEAST_BATCH:
+        raise UserError(
+            f"batch {recipe.batch} in {num_processes} processes is {share} each, and measure {recipe.measure} cuts "
+            f"that in parts; give {num_processes * LEAST_BATCH} or more"
+        )
     if parts == "auto":
         views = METHODS[recipe.method].rest_views
         ahead = batches_ahead(choose(recipe.loader, dataset)[0])

@@ -188,7 +188,12 @@ def kept_quality(means: dict[str, float]) -> dict[str, float]:
 
 
 def probe_noise_scale(run: Run, batch: Batch) -> None:
-    """Measure gradients on a batch before it is trained on: the weights do not know its noise yet."""
+    """Measure gradients on a batch before it is trained on: the weights do not know its noise yet.
+
+    Those of weights that stand still are averaged over one pass: an example that comes again is no new one.
+    """
+    if run.noise_scale.still and run.clock.examples + run.recipe.batch > run.clock.examples_per_epoch:
+        return
     right = carries_source_label(batch, run.dataset.formula, run.dataset.train.source_labels)
     run.noise_scale.probe(run.learner, batch, right)
 

@@ -139,7 +139,7 @@ class NoiseScale:
     Args:
         still: Whether the weights stand still, as at a learning rate of 0. All probes are then parts of one batch, and
             their gradients are averaged before their norm is taken: where G is small against its noise, that tells it
-            from far fewer examples.
+            from far fewer examples. They must be different ones: one pass over the data.
 
     Attributes:
         latest: What the last probe found, for the log: its own estimates of |G|² and tr Σ and its cosine, and the ratio

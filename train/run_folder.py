@@ -53,10 +53,10 @@ class RunFolder:
             if not resume:
                 raise UserError(f"{path} holds a run already; add --resume to go on with it, or give another --out")
             self._check_same(config)
-        elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+        elif path.exists() and (not path.is_dir() or any(each.suffix != ".part" for each in path.iterdir())):
             raise UserError(f"{path} exists and holds no run; give --out a new folder")
-        else:
-            path.mkdir(parents=True)
+        else:  # a kill may have left a part of config.json
+            path.mkdir(parents=True, exist_ok=True)
             self.write("config.json", config)
         self._lock = (path / "config.json").open("rb")  # goes with the process, however it ends
         try:

@@ -45,6 +45,7 @@ class DaliGraph:
         self.training = split is dataset.train
         self.mean, self.std = dataset.mean, dataset.std
         self._dali, self._backend = dali, backend
+        self._stream = torch.cuda.Stream(how.device) if backend == "gpu" else None  # type: ignore[no-untyped-call]
         self._pipeline = self._build()
 
     def images(
@@ -106,8 +107,20 @@ class DaliGraph:
         self._pipeline.feed_input("ends", list(boxes[:, :2] + boxes[:, 2:] * np.float32(size)))
         self._pipeline.feed_input("mirrors", list(crops.flips.astype(np.int32)))
         (made,) = self._pipeline.run()
-        images: Tensor = torch.utils.dlpack.from_dlpack(made.as_tensor()).clone()  # DALI uses its memory again
-        return images.permute(0, 3, 1, 2).to(self.how.device, non_blocking=True), bad
+        return self._copied(made).permute(0, 3, 1, 2).to(self.how.device, non_blocking=True), bad
+
+    def _copied(self, made: Any) -> Float32[Tensor, "b h w c"]:
+        """Copy what DALI made and wait for the copy: the next run writes into the same memory.
+
+        On a GPU the copy has a stream of its own, as in that of the training it would lie behind steps to come.
+        """
+        if self._stream is None:
+            return torch.utils.dlpack.from_dlpack(made.as_tensor()).clone()
+        with torch.cuda.stream(self._stream):
+            images = torch.utils.dlpack.from_dlpack(made.as_tensor()).clone()
+        self._stream.synchronize()
+        images.record_stream(torch.cuda.current_stream(self.how.device))  # its memory is free when training had it
+        return images
 
     def _decodes(self, item: Item) -> bool:
         try:

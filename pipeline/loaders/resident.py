@@ -20,8 +20,9 @@ from pipeline.loaders.types import Decoded, How, Loader, Shown
 from pipeline.sources.types import ArraySplit, Augmentation
 from pipeline.stream import Places
 
-# Training, validation and other evaluations of one split share its pixels; they go with the split.
+# Training, validation and other evaluations of one split share its pixels, on the device too; they go with the split.
 _DECODED: WeakKeyDictionary[ImageSplit, tuple[UInt8[Array, "n h w c"], Bool[Array, " n"]]] = WeakKeyDictionary()
+_ON_DEVICE: WeakKeyDictionary[ImageSplit, dict[torch.device, UInt8[Tensor, "n h w c"]]] = WeakKeyDictionary()
 
 
 class Resident:
@@ -54,12 +55,16 @@ class Resident:
         if split not in _DECODED:
             _DECODED[split] = read_pixels(split, dataset.image_shape)
         pixels, damaged = _DECODED[split]
+        shared = _ON_DEVICE.setdefault(split, {})
         if split is dataset.train and isinstance(self.formula.law, Foreign) and dataset.foreign is not None:
             foreign, damaged_foreign = read_pixels(dataset.foreign, dataset.image_shape)
             pixels, damaged = np.concatenate([pixels, foreign]), np.concatenate([damaged, damaged_foreign])
+            shared = {}
         self.pixels, self.damaged = pixels, damaged
         if device.type != "cpu":
-            self.on_device = torch.from_numpy(pixels).to(device)
+            if device not in shared:
+                shared[device] = torch.from_numpy(pixels).to(device)
+            self.on_device = shared[device]
             self.table = torch.tensor(normalised_values(self.mean, self.std), device=device)
 
     def images(

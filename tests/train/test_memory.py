@@ -190,3 +190,13 @@ def test_a_batch_divides_by_processes_and_parts(tiny: DilutedSet) -> None:
     assert parts_of(asked, tiny, learner, None, num_processes=3) == 4
     with pytest.raises(UserError, match=r"36 in 2 processes is 18 each.*accumulate 4; give a batch .* multiple of 8"):
         parts_of(asked, tiny, learner, None, num_processes=2)
+
+
+def test_a_process_has_rows_enough_for_a_noise_scale(tiny: DilutedSet) -> None:
+    asked = recipe(batch=12, measure="noise-scale")
+    learner = build_learner(asked, tiny, torch.device("cpu"))
+    assert parts_of(asked, tiny, learner, None, num_processes=3) == 1
+    with pytest.raises(
+        UserError, match=r"batch 12 in 4 processes is 3 each, and measure noise-scale .* give 16 or more"
+    ):
+        parts_of(asked, tiny, learner, None, num_processes=4)

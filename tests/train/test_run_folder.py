@@ -52,6 +52,16 @@ def test_an_existing_run_is_never_overwritten(tmp_path: Path) -> None:
         RunFolder(tmp_path / "run", CONFIG, resume=False)
 
 
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize("left", [[], ["config.json.part"]], ids=["empty", "killed"])
+def test_a_folder_without_anything_of_worth_is_taken(tmp_path: Path, left: list[str], resume: bool) -> None:
+    for name in left:
+        (tmp_path / name).write_text("{")
+    folder = RunFolder(tmp_path, CONFIG, resume=resume)
+    assert folder.read("config.json") == json.loads(json.dumps(CONFIG))
+    folder.close()
+
+
 def test_a_folder_with_something_else_is_never_written_to(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("x")
     for path in (tmp_path, tmp_path / "thesis.txt"):

@@ -50,6 +50,7 @@ ENTRIES: Final[dict[str, Entry]] = {
     "smoothing": Entry({"label_smoothing": 0.1}),
     "mixup": Entry({"method": "mixup"}),
     "forward": Entry({"method": "forward"}, told="the transition matrix"),
+    "forward_estimated": Entry({"method": "forward", "transition": "auto"}),
     "coteaching": Entry({"method": "coteaching"}, told="the share of wrong labels"),
     "mlnt": Entry({"method": "mlnt"}, told="nothing more; its teacher, an average of weights, is what is evaluated"),
     "incv": Entry({"select": "incv"}),

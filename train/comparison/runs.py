@@ -20,7 +20,7 @@ from train.comparison.entries import OWN, Entry, entries_of
 from train.comparison.labels import label_scores
 from train.figures.points import SCALES, Noise, Point
 from train.figures.rows import Row
-from train.figures.runs import Job, Place, finish, open_point, recipe_of, row_of, run_jobs
+from train.figures.runs import Job, Place, before_s, finish, open_point, recipe_of, row_of, run_jobs
 from train.metrics import rows_with
 from train.recipes import Recipe, difference, rows_an_epoch
 
@@ -203,14 +203,14 @@ def equal_time(rows: Mapping[str, list[Row]]) -> dict[str, int]:
     """Return how many examples (images) each method sees in the time that the slowest one took for equal epochs.
 
     Time is that of training, without evaluations and checkpoints, at the speed of a method's fastest seed: what else a
-    machine does only ever slows a run. A longer run is taken to be as fast, and a selection, whose time counts, to take
-    as large a share of it. The slowest method's runs stay as they are.
+    machine does only ever slows a run. A longer run is taken to be as fast, and a phase before it, whose time
+    counts, to take as large a share of it. The slowest method's runs stay as they are.
 
     Args:
         rows: Of all seeds for equal epochs, by method; those of a method are equally long.
     """
     speeds = {
-        name: max(row["examples"] / (row["examples"] / row["examples_per_s"] + row["selection_s"]) for row in of_method)
+        name: max(row["examples"] / (row["examples"] / row["examples_per_s"] + row["before_s"]) for row in of_method)
         for name, of_method in rows.items()
     }
     budget_s = max(of_method[0]["examples"] / speeds[name] for name, of_method in rows.items())
@@ -225,11 +225,10 @@ def measured(job: Entrant) -> Row:
     """
     finished = finish(job)
     recipe, _, result, folder = finished
-    selection_s = result.get("selection", {}).get("wall_s", 0.0)
     row = row_of(job, finished)
     return {
         **row,
-        "selection_s": selection_s,
+        "before_s": before_s(result),
         "entry": job.name,
         "budget": job.budget,
         "optimizer": recipe.optimizer,

@@ -10,6 +10,7 @@ from train.figures.points import (
     BETTER,
     HARMLESS,
     NOT_RUN,
+    UNTOLD,
     VAL_FRAC,
     Claim,
     Figure,
@@ -105,10 +106,12 @@ def _best_rate_falls(rows: list[Row]) -> Finding:
         return NOT_RUN
     told = ", ".join(f"α = {alpha:g}: {' or '.join(f'{rate:g}' for rate in rates)}" for alpha, rates in found.items())
     first, *_, last = found.values()
+    ours = f"noisy validation loss within a standard error of the lowest at {told}"
+    if shift(first, last) == 0 and len({*first, *last}) > 1:
+        return Finding(ours, UNTOLD)
     falls = shift(first, last) < 0
     rises = any(shift(before, after) > 0 for before, after in combinations(found.values(), 2))
-    ours = f"noisy validation loss within a standard error of the lowest at {told}"
-    return Finding(ours, verdict(falls and not rises, in_part=falls or not rises))
+    return Finding(ours, verdict(falls and not rises, in_part=falls))
 
 
 BATCH_AND_RATE: Final = Figure(

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from train.figures.points import NOT_RUN, Claim, Figure, Finding, Noise, Panel, Point, Scale, uniform_points, verdict
 from train.figures.rows import Row, curve, spread, where
+from train.measured import best_rate
 
 
 def digits(dataset: str, scale: Scale) -> list[Point]:
@@ -18,7 +19,11 @@ def digits(dataset: str, scale: Scale) -> list[Point]:
 
 
 def massive(dataset: str, scale: Scale) -> list[Point]:
-    """4,000 clean labels among 20, 50 and 100 times as many random ones, by four methods."""
+    """4,000 clean labels among 20, 50 and 100 times as many random ones, by four methods.
+
+    Plain training has the net of `fig8` and the rates that it chose on noisy validation, by noise and batch: four
+    layers of convolutions learn nothing at α = 50 (fig1).
+    """
     alphas = scale.pick((20,), (20, 50, 100), (20, 50, 100))
     uncut = scale.name != "smoke"
     images: dict[str, Any] = {"settings": {"val_frac": 0.0}, "uncut": uncut}
@@ -30,15 +35,29 @@ def massive(dataset: str, scale: Scale) -> list[Point]:
     most = scale.pick(1_024, 300_000, 5_000_000)
     for batch in (512, 4_096):
         settings = {"val_frac": 0.0, "batch": batch, "examples": most}
-        points += uniform_points(alphas, clean=4_000, settings=settings, uncut=uncut)
+        points += [
+            Point(
+                noise=Noise(alpha=alpha),
+                model="conv2",
+                clean=4_000,
+                rate=best_rate(alpha, batch),
+                settings=settings,
+                uncut=uncut,
+            )
+            for alpha in alphas
+        ]
     return points
 
 
 def _moonshot(rows: list[Row]) -> Finding:
     at = where(rows, alpha=50, clean=4_000)
-    found = {m: curve(where(at, method=m)) for m in ("marginal", "histogram", "plain", "h_alpha")}
-    told = ", ".join(f"{method} {spread(mean[50])}" for method, mean in found.items() if mean)
-    blind = [found[method][50].value for method in ("marginal", "histogram", "plain") if found[method]]
+    found = {m: curve(where(at, method=m)) for m in ("marginal", "histogram", "h_alpha")}
+    plain = where(at, method="plain")
+    found |= {
+        f"plain, batch {batch:,}": curve(where(plain, batch=batch)) for batch in {row["batch"]: 0 for row in plain}
+    }
+    told = ", ".join(f"{name} {spread(mean[50])}" for name, mean in found.items() if mean)
+    blind = [mean[50].value for name, mean in found.items() if mean and name != "h_alpha"]
     return Finding(told, verdict(max(blind) >= 0.9)) if blind else NOT_RUN
 
 
@@ -58,5 +77,6 @@ MASSIVE: Final = Figure(
     points=massive,
     panels=(Panel(series=("method", "batch")),),
     claims=(Claim("4,000 clean labels are enough for 90 % at α = 50.", "10,000 are needed (as read)", _moonshot),),
-    protocol="All clean images are trained on, recipes as they are, but plain has 300,000 examples.",
+    protocol="All clean images are trained on, recipes as they are; but plain has conv2, 300,000 examples and the rate "
+    "that fig8 chose on noisy validation for its α and batch (of the nearest that it has).",
 )

@@ -9,7 +9,7 @@ from typing import Final
 
 from pipeline.pictures import picture_bytes
 from train.figures.draw import draw
-from train.figures.points import Figure, Section
+from train.figures.points import UNTOLD, Figure, Section
 from train.figures.protocol import BANDS, LEGEND, hours_of, protocol_of, seeds_of
 from train.figures.rows import KEY, Row, mean_of, words
 
@@ -22,7 +22,7 @@ img { max-width: 100%; }
 .holds { color: #1a7f37; } .not { color: #b3261e; } .part { color: #9a6700; } .run { color: #6b7078; }
 summary { cursor: pointer; }
 """
-_CLASS: Final = {"holds": "holds", "does not hold": "not", "in part": "part", "not run": "run"}
+_CLASS: Final = {"holds": "holds", "does not hold": "not", "in part": "part", UNTOLD: "run", "not run": "run"}
 _UNSHOWN: Final = {"experiment", "dataset", "scale", "log_every", "noise_seed", "seed"}
 _SETTING: Final = [*(name for name in KEY if name not in _UNSHOWN), "rate"]
 

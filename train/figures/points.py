@@ -116,7 +116,7 @@ class Finding(NamedTuple):
 
     Args:
         ours: Our numbers, for people.
-        verdict: "holds", "does not hold", "in part" or "not run".
+        verdict: "holds", "does not hold", "in part", "cannot be told" or "not run".
     """
 
     ours: str
@@ -129,6 +129,7 @@ def verdict(holds: bool, *, in_part: bool = False) -> str:
 
 
 NOT_RUN: Final = Finding("", "not run")
+UNTOLD: Final = "cannot be told"  # a verdict: what is compared lies within its errors
 
 
 def summed_up(told: list[str], right: list[bool]) -> Finding:

@@ -279,7 +279,9 @@ def best_curve(rows: Iterable[Row], *, by: Callable[[Row], Any], x: str = "alpha
 def as_good(rows: Iterable[Row], *, by: Callable[[Row], Any], x: str = "alpha") -> dict[float, list[Any]]:
     """Return, for every x, the settings whose mean noisy validation loss is within a standard error of the lowest.
 
-    What is within it is a tie. The error is that of the lowest: over seeds or held-out images, whichever is larger.
+    What is within it is a tie. Runs of the same seeds have the same noisy labels, held-out ones too: of three pairs or
+    more it is the error of their mean difference; of fewer that of the lowest loss, over seeds or held-out images,
+    whichever is larger.
 
     Args:
         rows: As `best_curve` has them.
@@ -289,11 +291,19 @@ def as_good(rows: Iterable[Row], *, by: Callable[[Row], Any], x: str = "alpha") 
     ties = {}
     for at, found in _settings(rows, by, x).items():
         best = min(found.values(), key=_loss)
-        losses = [row["loss"] for row in best]
-        over_seeds = stdev(losses) / math.sqrt(len(losses)) if len(losses) > 1 else 0.0
-        error = max(over_seeds, fmean(row["loss_se"] or 0.0 for row in best))
-        ties[at] = sorted(setting for setting, some in found.items() if _loss(some) <= _loss(best) + error)
+        ties[at] = sorted(setting for setting, some in found.items() if _ties(some, best))
     return ties
+
+
+def _ties(rows: list[Row], best: list[Row]) -> bool:
+    """Whether a mean loss is within a standard error of the lowest one."""
+    losses = {(row["noise_seed"], row["seed"]): row["loss"] for row in best}
+    pairs = [(row["noise_seed"], row["seed"]) for row in rows]
+    above = [row["loss"] - losses[pair] for row, pair in zip(rows, pairs, strict=True) if pair in losses]
+    if len(above) > 2:
+        return bool(fmean(above) <= stdev(above) / math.sqrt(len(above)))
+    over_seeds = stdev(losses.values()) / math.sqrt(len(losses)) if len(losses) > 1 else 0.0
+    return _loss(rows) - _loss(best) <= max(over_seeds, fmean(row["loss_se"] or 0.0 for row in best))
 
 
 def shift(before: Sequence[float], after: Sequence[float]) -> int:

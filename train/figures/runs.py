@@ -374,19 +374,29 @@ def row_of(job: Job, finished: Finished) -> Row:
         "noisy_val_loss_last_se": at_end.get("eval/noisy_val_loss_se"),
         "wrong_labels_said": None if given is None or math.isnan(given) else given,  # no label is wrong
         "vote": result["vote_baseline"],
-        "wall_s": result["wall_s"] + result.get("selection", {}).get("wall_s", 0.0),
+        "wall_s": result["wall_s"] + before_s(result),
         "point": key_of(job.point),
     }
-    return {**row, **noise_scale_of(folder)}
+    return {**row, **noise_scale_of(folder, still=recipe.lr == 0)}
 
 
-def noise_scale_of(folder: Path) -> dict[str, float | None]:
-    """Read the noise scale that a run measured, over all its probes, and the mean cosine of its gradients."""
+def before_s(result: dict[str, Any]) -> float:
+    """Return the seconds of a run's phases before its own training: a selection, an estimate of its noise."""
+    return sum(float(result[phase]["wall_s"]) for phase in ("selection", "transition") if phase in result)
+
+
+def noise_scale_of(folder: Path, *, still: bool) -> dict[str, float | None]:
+    """Read the noise scale that a run measured, over all its probes, and the cosine of its gradients.
+
+    Args:
+        folder: Of the run.
+        still: Whether its weights stood still: the cosine is then that of all probes, else their mean.
+    """
     probes = rows_with(folder, "noise_scale/trace")
     cosines = [row["noise_scale/clean_noisy_cosine"] for row in probes if "noise_scale/clean_noisy_cosine" in row]
     return {
         "noise_scale": probes[-1].get("noise_scale/simple_examples") if probes else None,
-        "clean_noisy_cosine": fmean(cosines) if cosines else None,
+        "clean_noisy_cosine": fmean(cosines[-1:] if still else cosines) if cosines else None,
     }
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Final
 
 from pipeline.errors import UserError
 from train.figures.points import (
     HARMLESS,
     NOT_RUN,
+    UNTOLD,
     Claim,
     Figure,
     Finding,
@@ -50,7 +50,7 @@ def _harmless_to_06(rows: list[Row]) -> Finding:
         worst = max(found[0.0].value - mean.value for delta, mean in found.items() if delta <= 0.6)
         at_one = found[0.0].value - found[1.0].value
         told.append(f"{order}: at most {100 * worst:.1f} points lost up to δ = 0.6, {100 * at_one:.1f} at δ = 1")
-        right += [worst < HARMLESS, at_one > HARMLESS]
+        right += [worst < HARMLESS, at_one > worst + HARMLESS]
     return summed_up(told, right)
 
 
@@ -118,9 +118,11 @@ def _foreign_costs_half(rows: list[Row]) -> Finding:
     drops = _source_drops(rows)
     if not drops:
         return NOT_RUN
-    share = drops["foreign"] / drops["uniform"] if drops["uniform"] else math.nan
-    told = f"{100 * drops['foreign']:.1f} points lost against {100 * drops['uniform']:.1f}: a share of {share:.2f}"
-    return Finding(told, verdict(0.3 < share < 0.7, in_part=share <= 0.3))
+    told = f"{100 * drops['foreign']:.1f} points lost against {100 * drops['uniform']:.1f}"
+    if drops["uniform"] < HARMLESS:  # nothing to have a half of
+        return Finding(told, UNTOLD)
+    share = drops["foreign"] / drops["uniform"]
+    return Finding(f"{told}: a share of {share:.2f}", verdict(0.3 < share < 0.7, in_part=share <= 0.3))
 
 
 def _white_costs_nothing(rows: list[Row]) -> Finding:

@@ -105,3 +105,21 @@ def test_a_gpu_makes_the_batches_of_the_reference(tmp_path: Path) -> None:
     assert torch.equal(made.rows, wanted.rows)
     difference = (made.images.cpu() - wanted.images).abs() * 0.225 * 255
     assert difference.mean() < 3  # nvJPEG's chroma upsampling is another one
+
+
+@pytest.mark.gpu
+def test_a_gpu_that_is_behind_gets_the_pixels_of_each_batch(tmp_path: Path) -> None:
+    dataset = dilute(photos(tmp_path), alpha=2)
+    wanted = open_batches(dataset, batch=32, loader="dali", device="cuda")
+    behind = open_batches(dataset, batch=32, loader="dali", device="cuda")
+    steps = torch.randn(8_192, 8_192, device="cuda")
+    for _ in range(8):
+        for _ in range(20):  # a training step that takes longer than a batch
+            steps = torch.tanh(steps @ steps)
+        late = next(behind).images.clone()
+        torch.cuda.synchronize()
+        now = next(wanted).images.clone()
+        torch.cuda.synchronize()
+        assert torch.equal(late, now)
+    wanted.close()
+    behind.close()

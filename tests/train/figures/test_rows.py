@@ -95,6 +95,9 @@ def test_settings_within_a_standard_error_of_the_lowest_loss_tie() -> None:
     assert ties(0.011, (2.0,), (2.01,)) == [1e-3, 3e-3]  # over images
     assert ties(0.0, (1.9, 2.1), (2.0, 2.19)) == [1e-3, 3e-3]  # over seeds: 0.1
     assert ties(0.0, (1.9, 2.1), (2.0, 2.21)) == [3e-3]
+    # The same labels, three times or more: what the seeds have in common, as hard labels are, is no error.
+    assert ties(0.5, (1.0, 2.0, 3.0), (1.1, 2.1, 3.1)) == [3e-3]
+    assert ties(0.0, (1.0, 2.0, 3.0), (1.0, 2.0, 3.3)) == [1e-3, 3e-3]  # 0.1 ± 0.1
 
 
 def test_settings_that_tie_went_up_or_down_only_where_none_is_in_both() -> None:

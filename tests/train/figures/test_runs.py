@@ -15,6 +15,7 @@ from train.figures.menu import FIGURES
 from train.figures.points import AUTO_RATE, SCALES, Figure, Noise, Point
 from train.figures.rows import Row
 from train.figures.runs import Place, run_figure
+from train.metrics import rows_with
 
 SCALE = dataclasses.replace(SCALES["smoke"], rates=(1e-6, 1e-3))
 FIELDS: dict[str, Any] = {"model": "perceptron", "clean": 200}
@@ -181,7 +182,12 @@ def test_the_noisy_validation_loss_of_the_last_evaluation_is_kept_beside_the_low
 def test_what_a_run_measures_of_its_gradients_is_kept(tmp_path: Path) -> None:
     settings = {"batch": 64, "log_every": 64, "measure": "noise-scale"}
     (row, other), _ = run(tmp_path, uniform(2, settings=settings, rate=0.0), uniform(2))
-    assert -1 < row["clean_noisy_cosine"] < 1
+    (path,) = (path for path in tmp_path.glob("*/config.json") if json.loads(path.read_text())["recipe"]["measure"])
+    probes = rows_with(path.parent, "noise_scale/trace")
+    assert row["clean_noisy_cosine"] == probes[-1]["noise_scale/clean_noisy_cosine"]  # that of all probes, not of some
+    assert (
+        len({probe["noise_scale/trace"] for probe in probes}) == 540 // 64 < len(probes)
+    )  # one pass, no example twice
     assert row["lr"] == 0
     assert row["top1_last"] == pytest.approx(0.1, abs=0.05)  # its weights are the initial ones
     assert other["clean_noisy_cosine"] is None

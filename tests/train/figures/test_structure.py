@@ -12,8 +12,8 @@ def along_delta(order: str, *accuracies: float) -> list[dict[str, Any]]:
 
 def test_structure_is_harmless_if_nothing_is_lost_up_to_06_and_something_at_1() -> None:
     flat, falls = (0.9, 0.9, 0.9, 0.9, 0.9), (0.9, 0.7, 0.6, 0.5, 0.4)
-    paper = (0.9, 0.9, 0.89, 0.8, 0.4)
-    for accuracies, verdict in ((flat, "in part"), (falls, "in part"), (paper, "holds")):
+    paper, at_once = (0.9, 0.9, 0.89, 0.8, 0.4), (0.9, 0.5, 0.4, 0.4, 0.4)
+    for accuracies, verdict in ((flat, "in part"), (falls, "in part"), (paper, "holds"), (at_once, "does not hold")):
         assert verdicts("fig4", along_delta("random", *accuracies))[0] == verdict
     orders = along_delta("confusing", *paper) + along_delta("reverse", *flat) + along_delta("random", *falls)
     assert verdicts("fig4", orders)[1] == "does not hold"
@@ -40,3 +40,4 @@ def test_drops_of_the_three_sources_are_measured_from_clean_labels() -> None:
     assert verdicts("fig5", sources(0.7, 0.8, 0.89)) == ["holds", "holds"]
     assert verdicts("fig5", sources(0.7, 0.72, 0.85)) == ["does not hold", "does not hold"]
     assert verdicts("fig5", sources(0.7, 0.88, 0.9)) == ["in part", "holds"]
+    assert verdicts("fig5", sources(0.88, 0.89, 0.9))[0] == "cannot be told"  # a half of next to nothing
