@@ -284,7 +284,7 @@ def noisy_logits(
     recipe: Recipe, dataset: DilutedSet, method: Method
 ) -> Callable[[Float[Tensor, "b k"]], Float[Tensor, "b k"]]:
     """Return what turns logits into those of a noisy label: a net that saw selected labels predicts the class."""
-    if recipe.select is None:
+    if recipe.select in (None, "all"):
         return method.noisy_logits
     formula = dataset.formula
     return noisy_view(formula.law, alpha=formula.alpha, num_classes=formula.num_classes)

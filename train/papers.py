@@ -5,8 +5,11 @@ stays the user's choice, as do the noise (`--law`) and every flag that is given 
 
 All pages deviate in this: sgd is Nesterov's, where the papers have plain momentum; images are normalised by channel;
 norms and biases do not decay; the last layer starts at zero; and a run's `last10` is the mean of its last ten epochs,
-because a page evaluates after each. Where a paper picks its model on clean validation images, the column to read is
-`best_noisy_val`: the same share of the training images is held out with their noisy labels.
+because a page evaluates after each. A page's epochs are passes over all training labels: with `--select incv` or `rsl`
+the run that follows is as long, and so goes over the fewer labels that were kept more often than the paper does (half
+of them: 400 passes for its 200, evaluated after every second). Where a paper picks its model on clean validation
+images, the column to read is `best_noisy_val`: the same share of the training images is held out with their noisy
+labels.
 """
 
 from __future__ import annotations

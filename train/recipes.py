@@ -252,11 +252,6 @@ class Recipe:
             self._check_rest()
             return
         check_choice("selection", self.select, SELECTIONS)
-        if self.transition is not None:
-            raise UserError(
-                f"transition {self.transition} is of labels as they come, and selection {self.select} keeps others; "
-                "leave one of them out"
-            )
         if self.select_epochs is not None and not 0 < self.select_epochs < math.inf:
             raise UserError(f"select_epochs is {self.select_epochs}; give a finite number above 0")
         if self.select == "all":
@@ -358,7 +353,8 @@ def recipe_for(
         if not 0 < epochs < math.inf:
             raise UserError(f"epochs is {epochs}; give a number above 0")
         given["examples"] = max(1, round(epochs * epoch))
-    defaults |= _OF_OPTIMIZER.get(given.get("optimizer", ""), {})
+    if given.get("optimizer", defaults["optimizer"]) != defaults["optimizer"]:
+        defaults |= _OF_OPTIMIZER.get(given["optimizer"], {})
     fields = {"model": _MODEL_OF.get(dataset, Recipe.model), **defaults, **given}
     if warmup is not None:
         if not 0 <= warmup < fields["examples"]:

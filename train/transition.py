@@ -40,7 +40,7 @@ def estimated_transition(task: Task) -> Float64[Array, "k k"]:
     if before is not None:
         return np.asarray(before)
     num_examples = int(task.candidates().sum())
-    recipe, folder = task.phase(num_examples, task.recipe.examples / num_examples), task.folder / "plain"
+    recipe, folder = task.phase(num_examples, task.epochs), task.folder / "plain"
     task.train(recipe, folder, ALL)
     weights = _chosen(folder)
     learner = trained_learner(recipe, task.dataset, weights, world)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from calls import call, interrupted, rows, same, selection_for, weights
 
 from pipeline.dataset import DilutedSet, dilute
@@ -15,6 +16,7 @@ from pipeline.errors import UserError
 from pipeline.laws import Given, Pair, StoredArray, Symmetric, White
 from pipeline.loaders import open_batches
 from pipeline.sources.synthetic import synthetic
+from train.assemble import evaluation_of, method_of, noisy_logits, trained_learner
 from train.clock import Clock
 from train.comparison.runs import check_fit
 from train.distributed import ALONE
@@ -345,9 +347,10 @@ def test_an_estimate_of_a_net_that_fits_little_says_so_in_the_result(
         judged = Judged(predicted, np.ones(1200, dtype=np.float32))
         task, _ = told(noisy, tmp_path / name, judged, name, select_rate=None if name == "all" else "auto")
         words = SELECTORS[name](task).words
+        instead = "--forget-rate in place of --select all" if name == "all" else "--select-rate"
         assert words["warnings"] == [
             f"the net fits 67% of its own labels, so that the noise ratio {words['noise_ratio']:.3f} is estimated too "
-            "small; give --select-rate, or more --select-epochs"
+            f"small; give {instead}, or more --select-epochs"
         ]
         assert f"warning: {words['warnings'][0]}" in capsys.readouterr().out
 
@@ -517,10 +520,34 @@ def test_nothing_wrong_keeps_all_that_can_be_learnt(tmp_path: Path) -> None:
     assert result["selection"]["wrong_share"] == 0
 
 
+@pytest.mark.parametrize(("method", "streamed"), [("histogram", 108), ("plain", 432)])
+def test_passes_of_a_run_are_over_what_its_method_streams(tmp_path: Path, method: str, streamed: int) -> None:
+    source = synthetic(num_train=120, num_test=40, height=8, width=8, channels=1, num_classes=4)
+    noisy = dilute(source, alpha=3)
+    recipe = Recipe(**FIELDS | {"method": method, "examples": 20 * streamed}, select="rsl")
+    judged = Judged(np.zeros(480, dtype=np.int64), np.ones(480, dtype=np.float32))
+    task, trained = told(noisy, tmp_path, judged, "rsl")
+    select_rsl(dataclasses.replace(task, recipe=recipe, num_images=108))
+    assert [phase.examples for phase in trained] == [20 * 432]  # over labels, whatever the run counts
+
+
 def test_weights_that_were_selected_for_are_validated_through_the_noise(wrong_set: DilutedSet, tmp_path: Path) -> None:
     recipe = Recipe(**FIELDS, select="rsl", select_epochs=4)
     result = run_experiment(recipe, wrong_set, tmp_path / "run")
-    assert result["noisy_val_loss"] >= -np.log(0.75)  # no view of the class gives a label more than its share
+    learner = trained_learner(recipe, wrong_set, tmp_path / "run/best.pt")
+    (batch,) = evaluation_of(recipe, wrong_set, learner, "train", stream="images", images=range(108, 120))
+    labels = wrong_set.formula.labels_by_example(wrong_set.train.source_labels)[batch.rows]
+    with learner.evaluating() as logits_of:
+        says = logits_of(batch.images).softmax(dim=1).numpy() @ wrong_set.formula.law.matrix(0, 4)
+    assert result["noisy_val_loss"] == pytest.approx(-np.log(says[np.arange(12), labels]).mean(), rel=1e-4)
+
+
+def test_weights_that_saw_all_labels_are_validated_as_they_are(wrong_set: DilutedSet) -> None:
+    logits = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+    for select, changed in (("all", False), ("rsl", True)):
+        recipe = Recipe(**FIELDS, select=select)
+        seen = noisy_logits(recipe, wrong_set, method_of(recipe, wrong_set))(logits)
+        assert torch.equal(seen, logits) != changed
 
 
 @pytest.mark.parametrize(

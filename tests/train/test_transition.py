@@ -97,7 +97,7 @@ def test_labels_as_they_were_found_want_a_matrix(
         (["--transition", "none.npy"], "none.npy"),
         (
             ["--transition", "auto", "--select", "rsl"],
-            "transition auto is of labels as they come, and selection rsl",
+            "selection rsl keeps some of an image's labels, and forward is defined for all of them",
         ),
     ):
         assert call(monkeypatch, *command, *given, "--out", "refused") == 2

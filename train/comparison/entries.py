@@ -9,6 +9,8 @@ from typing import Any, Final
 
 from pipeline.errors import UserError
 from train.methods import METHODS
+from train.recipes import Recipe
+from train.select.incv import PAIRS
 
 
 @dataclass(frozen=True)
@@ -17,11 +19,9 @@ class Entry:
 
     Args:
         fields: Fields of `train.recipes.Recipe`; what is not named is as in the method's recipe, but for `BASE`.
-        told: What it is told besides images and noisy labels, in a few words.
     """
 
     fields: dict[str, Any] = field(default_factory=dict)
-    told: str = ""
 
     @property
     def method(self) -> str:
@@ -49,17 +49,27 @@ ENTRIES: Final[dict[str, Entry]] = {
     "ema": Entry({"ema": 3.0}),  # as in the recipes: the average weighs the last third of the run most
     "smoothing": Entry({"label_smoothing": 0.1}),
     "mixup": Entry({"method": "mixup"}),
-    "forward": Entry({"method": "forward"}, told="the transition matrix"),
+    "forward": Entry({"method": "forward"}),
     "forward_estimated": Entry({"method": "forward", "transition": "auto"}),
-    "coteaching": Entry({"method": "coteaching"}, told="the share of wrong labels"),
-    "mlnt": Entry({"method": "mlnt"}, told="nothing more; its teacher, an average of weights, is what is evaluated"),
+    "coteaching": Entry({"method": "coteaching"}),
+    "mlnt": Entry({"method": "mlnt"}),
     "incv": Entry({"select": "incv"}),
-    "rsl": Entry({"select": "rsl"}, told="the share of wrong labels in each class"),
-    "rsl_wm": Entry({"select": "rsl", "method": "mixmatch"}, told="the share of wrong labels in each class"),
-    "histogram": Entry({"method": "histogram"}, told="which labels share an image"),
-    "marginal": Entry({"method": "marginal"}, told="which labels share an image, and that one of them is right"),
-    "h_alpha": Entry({"method": "h_alpha"}, told="the clean labels"),
+    "rsl": Entry({"select": "rsl"}),
+    "rsl_wm": Entry({"select": "rsl", "method": "mixmatch"}),
+    "histogram": Entry({"method": "histogram"}),
+    "marginal": Entry({"method": "marginal"}),
+    "h_alpha": Entry({"method": "h_alpha"}),
 }
+
+# What a method is told besides images and noisy labels, whatever its recipe says.
+_TOLD: Final = {
+    "mlnt": "nothing more; its teacher, an average of weights, is what is evaluated",
+    "histogram": "which labels share an image",
+    "marginal": "which labels share an image, and that one of them is right",
+    "h_alpha": "the clean labels",
+}
+_SHARE: Final = "the share of wrong labels"
+
 
 # Fields that a comparison may set for the entries that look at them.
 OWN: Final[dict[str, Callable[[Entry], bool]]] = {
@@ -82,7 +92,6 @@ def entry_of(name: str) -> Entry:
         UserError: If one is not on the menu, or two of them set the same field.
     """
     fields: dict[str, Any] = {}
-    told = []
     for part in name.split("+"):
         if part not in ENTRIES:
             near = get_close_matches(part, ENTRIES, n=2)
@@ -93,8 +102,29 @@ def entry_of(name: str) -> Entry:
         if both := fields.keys() & ENTRIES[part].fields:
             raise UserError(f"method {name} sets {min(both)} twice; join what differs, as in mixup+ema")
         fields |= ENTRIES[part].fields
-        told += [ENTRIES[part].told] if ENTRIES[part].told else []
-    return Entry(fields, ", ".join(told))
+    return Entry(fields)
+
+
+def told_of(recipe: Recipe, law: str) -> str:
+    """Say what a run is told besides images and noisy labels, in a few words; what it estimates it is not told.
+
+    Args:
+        recipe: Of the run.
+        law: Of its labels.
+    """
+    words = []
+    given = isinstance(recipe.select_rate, float | int)
+    if given:
+        words.append(_SHARE)
+    elif recipe.select == "rsl" and recipe.select_rate is None:
+        words.append(f"{_SHARE} in each class")
+    if recipe.select == "incv" and law in PAIRS:
+        words.append("the form of the noise")
+    if recipe.method == "coteaching" and not given and (recipe.select is None or recipe.forget_rate is not None):
+        words.append(_SHARE)
+    if recipe.method == "forward" and recipe.transition != "auto":
+        words.append("the transition matrix")
+    return ", ".join([*words, _TOLD[recipe.method]] if recipe.method in _TOLD else words)
 
 
 def entries_of(names: Iterable[str]) -> dict[str, Entry]:

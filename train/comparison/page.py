@@ -88,7 +88,7 @@ def _table(lines: Sequence[Line]) -> str:
             f'<td class="number">{value}<br><small>{ends}</small></td>'
             for value, ends in (cell(line, name) for name in MEASURED)
         )
-        names = f"<td>{html.escape(line.title)}</td><td>{html.escape(line.entry.told)}</td>"
+        names = f"<td>{html.escape(line.title)}</td><td>{html.escape(line.row['told'])}</td>"
         ends = f'<td class="number">{line.row["epochs"]:.1f}</td><td class="number">{line.n}</td>'
         body.append(f"<tr>{names}{cells}{ends}</tr>")
     return f"<table><tr>{head}</tr>{''.join(body)}</table>"

@@ -16,11 +16,11 @@ from pipeline.dataset import DilutedSet
 from pipeline.errors import UserError
 from pipeline.stream import check_batch
 from train.assemble import held_out_images, method_of
-from train.comparison.entries import OWN, Entry, entries_of
+from train.comparison.entries import OWN, Entry, entries_of, told_of
 from train.comparison.labels import label_scores
 from train.figures.points import SCALES, Noise, Point
 from train.figures.rows import Row
-from train.figures.runs import Job, Place, before_s, finish, open_point, recipe_of, row_of, run_jobs
+from train.figures.runs import Job, Place, finish, open_point, recipe_of, row_of, run_jobs
 from train.metrics import rows_with
 from train.recipes import Recipe, difference, rows_an_epoch
 
@@ -202,19 +202,28 @@ def whole_steps(examples: float, batch: int) -> int:
 def equal_time(rows: Mapping[str, list[Row]]) -> dict[str, int]:
     """Return how many examples (images) each method sees in the time that the slowest one took for equal epochs.
 
-    Time is that of training, without evaluations and checkpoints, at the speed of a method's fastest seed: what else a
-    machine does only ever slows a run. A longer run is taken to be as fast, and a phase before it, whose time
-    counts, to take as large a share of it. The slowest method's runs stay as they are.
+    Time is that of training, without evaluations and checkpoints, of a method's fastest seed: what else a machine does
+    only ever slows a run. Nets that are trained before the run, to select or to estimate, count; a longer run is taken
+    to be as fast, and to have as large a share of them, unless their epochs are given. The slowest method's runs stay
+    as they are.
 
     Args:
         rows: Of all seeds for equal epochs, by method; those of a method are equally long.
     """
-    speeds = {
-        name: max(row["examples"] / (row["examples"] / row["examples_per_s"] + row["before_s"]) for row in of_method)
-        for name, of_method in rows.items()
-    }
-    budget_s = max(of_method[0]["examples"] / speeds[name] for name, of_method in rows.items())
-    return {name: whole_steps(budget_s * speeds[name], of_method[0]["batch"]) for name, of_method in rows.items()}
+    fastest = {name: min(of_method, key=_training_s) for name, of_method in rows.items()}
+    budget_s = max(map(_training_s, fastest.values()))
+    examples = {}
+    for name, row in fastest.items():
+        if row["before_is_fixed"]:
+            shown = (budget_s - row["before_s"]) * row["examples_per_s"]
+        else:
+            shown = budget_s / _training_s(row) * row["examples"]
+        examples[name] = whole_steps(shown, row["batch"])
+    return examples
+
+
+def _training_s(row: Row) -> float:
+    return float(row["examples"] / row["examples_per_s"] + row["before_s"])
 
 
 def measured(job: Entrant) -> Row:
@@ -226,9 +235,12 @@ def measured(job: Entrant) -> Row:
     finished = finish(job)
     recipe, _, result, folder = finished
     row = row_of(job, finished)
+    phases = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*/*/result.json")]
     return {
         **row,
-        "before_s": before_s(result),
+        "before_s": sum(phase["examples"] / phase["speed/examples_per_s"] for phase in phases),
+        "before_is_fixed": recipe.select_epochs is not None,
+        "told": told_of(recipe, job.point.noise.law),
         "entry": job.name,
         "budget": job.budget,
         "optimizer": recipe.optimizer,

@@ -143,7 +143,7 @@ def csv_text(lines: Sequence[Line], stamp: dict[str, str]) -> str:
     writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
     writer.writeheader()
     for line in lines:
-        fields: dict[str, Any] = {"budget": line.budget, "method": line.name, "n": line.n, "told": line.entry.told}
+        fields: dict[str, Any] = {"budget": line.budget, "method": line.name, "n": line.n, "told": line.row["told"]}
         fields |= {"uses_clean_labels": line.entry.uses_clean_labels, **stamp}
         fields |= {name: line.row[name] for name in _SETTINGS}
         for name, mean in line.means.items():

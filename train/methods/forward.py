@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Float64, Int64
@@ -101,8 +102,11 @@ class Forward(Method):
     AdamW's steps are of the same size, but sgd wants a larger rate.
 
     Source: Patrini et al. 2017.
-    Deviates: label smoothing is refused: it would be noise that T does not know of.
+    Deviates: label smoothing is refused: it would be noise that T does not know of. So are selections, whose labels are
+        no longer those of T.
     """
+
+    takes_selection: ClassVar[bool] = False
 
     def __init__(self, setting: Setting) -> None:
         if setting.label_smoothing:

@@ -212,11 +212,11 @@ class MLNT(Method):
     target in the end: λ · teacher + (1 - λ) · mentor with λ = `ramp` / 2.
 
     With a weight of 0, and no mentor, it is method plain. Each set costs a forward and two backward passes; of second
-    order one more, that differentiates the first of them. Memory holds one set at a time: ten sets of weights in one pass
-    (torch.func.vmap) took 1.9 times as long as one after the other (ResNet-18, batch 32, float32, two cores of an Intel
-    Xeon with AMX, torch 2.15, median of 3). A step of ten sets takes 17
-    times the CPU time of plain's in first order, and 40 times in second (cifar_resnet18, batch 32, bf16, one thread of
-    AMD EPYC, torch 2.15, n = 1; 59 times before `train.models.norm` differentiated the gradient of batch norm itself).
+    order one more, that differentiates the first of them. Memory holds one set at a time: ten sets of weights in one
+    pass (torch.func.vmap) took 1.9 times as long as one after the other (ResNet-18, batch 32, float32, two cores of an
+    Intel Xeon with AMX, torch 2.15, median of 3). A step of ten sets takes 17 times the CPU time of plain's in first
+    order, and 40 times in second (cifar_resnet18, batch 32, bf16, one thread of AMD EPYC, torch 2.15, n = 1; 59 times
+    before `train.models.norm` differentiated the gradient of batch norm itself).
 
     Several processes look for neighbours in the whole batch; each then steps on its own part, as the parts of a batch
     do that comes in several, where neighbours are those within the part.

@@ -16,9 +16,9 @@ class Twins(nn.Module):
     One optimizer over both updates each as one of its own would, for its updates are elementwise. A loss that is not
     finite, or an overflow of fp16, in either net holds up both.
 
-    The nets run one after the other: forward and backward of both in one pass (torch.func.vmap over stacked weights) took
-    1.9 times as long for conv4 and 2.1 times for cnn9 (batch 128, float32, two cores of an Intel Xeon with AMX, torch
-    2.15, medians of 3), and torch.func.grad refuses bf16 autocast.
+    The nets run one after the other: forward and backward of both in one pass (torch.func.vmap over stacked weights)
+    took 1.9 times as long for conv4 and 2.1 times for cnn9 (batch 128, float32, two cores of an Intel Xeon with AMX,
+    torch 2.15, medians of 3), and torch.func.grad refuses bf16 autocast.
 
     Args:
         first: The net that is evaluated.

@@ -72,7 +72,7 @@ class Half:
 
 def train_half(task: Task, name: str, learnt: Bool[Array, " e"], asked: Bool[Array, " e"]) -> Half:
     """Train a net on some examples, and validate it on the labels of others."""
-    epochs = task.recipe.select_epochs or _SHARE_OF_RUN * task.recipe.examples / int(task.candidates().sum())
+    epochs = task.recipe.select_epochs or _SHARE_OF_RUN * task.epochs
     recipe = task.phase(int(learnt.sum()), epochs)
     task.train(recipe, task.folder / name, Part(np.flatnonzero(learnt), np.flatnonzero(asked)))
     return Half(task, recipe, task.folder / name, learnt, asked)

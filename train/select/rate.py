@@ -91,17 +91,17 @@ def estimated(half: Half, labels: Int64[Array, " e"]) -> Estimate:
     judged = half.judge("last.pt", half.learnt | half.asked)
     agrees, number = judged.predicted == labels, int(half.asked.sum())
     accuracy, fitted = float(agrees[half.asked].mean()), float(agrees[half.learnt].mean())
+    name = str(half.task.recipe.select)
+    instead = "--forget-rate in place of --select all" if name == "all" else "--select-rate"
     try:
         ratio = estimate_noise_ratio(accuracy, num_classes=half.task.dataset.num_classes, num_examples=number)
     except UserError as error:
-        name = str(half.task.recipe.select)
-        instead = "--forget-rate in place of --select all" if name == "all" else "--select-rate"
         raise UserError(f"selection {name} cannot tell the noise ratio: {error}; give {instead}") from None
     warnings = []
     if fitted < _FITS:
         warnings.append(
             f"the net fits {fitted:.0%} of its own labels, so that the noise ratio {ratio:.3f} is estimated too small; "
-            "give --select-rate, or more --select-epochs"
+            f"give {instead}, or more --select-epochs"
         )
     warn(half.task, warnings)
     return Estimate(ratio, half, warnings)

@@ -36,7 +36,7 @@ def select_rsl(task: Task) -> Selection:
     prior = np.bincount(source[: task.num_images], minlength=num_classes) / task.num_images
     rates, said = noise_rates(task, prior)
     num_candidates = int(candidates.sum())
-    epochs = task.recipe.select_epochs or task.recipe.examples / num_candidates
+    epochs = task.recipe.select_epochs or task.epochs
     recipe = task.phase(num_candidates, epochs, example_losses=True)
     folder = task.folder / "losses"
     task.train(recipe, folder, ALL)

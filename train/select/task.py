@@ -20,7 +20,7 @@ from pipeline.loaders import Evaluation
 from pipeline.stream import Late, Rest
 from train.distributed import World
 from train.evaluate import Predictor
-from train.recipes import Recipe
+from train.recipes import Recipe, rows_an_epoch
 
 _EVALUATIONS: Final = 10  # of a net that a selector trains: enough to choose the best of
 
@@ -79,6 +79,14 @@ class Task:
     world: World
     train: Callable[[Recipe, Path, Part], None]
     judge: Callable[[Recipe, Path, Int64[Array, " i"]], Judged]
+
+    @property
+    def epochs(self) -> float:
+        """Passes of the run over what its method streams: examples, or images with all their labels."""
+        alpha = self.dataset.formula.alpha
+        return self.recipe.examples / rows_an_epoch(
+            self.recipe.method, num_images=self.num_images, num_copies=1 + alpha
+        )
 
     @cached_property
     def labels(self) -> UInt16[Array, " e"]:

@@ -1,28 +1,50 @@
+from typing import Any
+
 import pytest
 
 from pipeline.errors import UserError
-from train.comparison.entries import ENTRIES, entries_of, entry_of
+from train.comparison.entries import ENTRIES, entries_of, entry_of, told_of
 from train.methods import METHODS
 from train.recipes import Recipe, recipe_for
 
 
-def recipe(name: str) -> Recipe:
+def recipe(name: str, **fields: Any) -> Recipe:
     entry = entry_of(name)
-    return recipe_for("mnist5k", entry.method, num_images=3_600, num_copies=1, **entry.settings)
+    return recipe_for("mnist5k", entry.method, num_images=3_600, num_copies=1, **entry.settings, **fields)
 
 
 @pytest.mark.parametrize("name", ENTRIES)
 def test_only_what_says_ema_has_averaged_weights(name: str) -> None:
     assert (recipe(name).ema > 0) == (name == "ema")
-    assert METHODS[recipe(name).method].has_teacher == ("average of weights" in entry_of(name).told)
+    assert METHODS[recipe(name).method].has_teacher == ("average of weights" in told_of(recipe(name), "symmetric"))
 
 
 def test_entries_join() -> None:
     mixed = recipe("mixup+ema")
     assert (mixed.method, mixed.ema, mixed.label_smoothing) == ("mixup", recipe("ema").ema, 0)
     assert recipe("smoothing").label_smoothing == 0.1
-    assert entry_of("forward+ema").told == ENTRIES["forward"].told
-    assert entry_of("plain").told == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "law", "fields", "told"),
+    [
+        ("plain", "symmetric", {}, ""),
+        ("forward+ema", "symmetric", {}, "the transition matrix"),
+        ("forward_estimated", "symmetric", {}, ""),
+        ("coteaching", "symmetric", {}, "the share of wrong labels"),
+        ("incv", "symmetric", {}, ""),
+        ("incv+coteaching", "symmetric", {}, ""),  # it has what the selection estimates
+        ("incv+coteaching", "symmetric", {"forget_rate": 0.5}, "the share of wrong labels"),
+        ("incv+coteaching", "symmetric", {"select_rate": 0.5}, "the share of wrong labels"),
+        ("incv", "pair", {}, "the form of the noise"),
+        ("rsl", "symmetric", {}, "the share of wrong labels in each class"),
+        ("rsl", "symmetric", {"select_rate": 0.5}, "the share of wrong labels"),
+        ("rsl", "symmetric", {"select_rate": "auto"}, ""),
+        ("h_alpha", "uniform", {}, "the clean labels"),
+    ],
+)
+def test_a_table_says_what_a_method_is_told(name: str, law: str, fields: dict[str, Any], told: str) -> None:
+    assert told_of(recipe(name, **fields), law) == told
 
 
 @pytest.mark.parametrize("name", ENTRIES)

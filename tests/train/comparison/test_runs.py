@@ -27,9 +27,10 @@ def run(asked: Comparison, workers: int = 1) -> list[Row]:
     return kept
 
 
-def row(name: str, examples: int, speed: float, before_s: float = 0.0) -> Row:
+def row(name: str, examples: int, speed: float, before_s: float = 0.0, *, fixed: bool = False) -> Row:
     return {
-        "entry": name, "examples": examples, "examples_per_s": speed, "batch": 100, "before_s": before_s
+        "entry": name, "examples": examples, "examples_per_s": speed, "batch": 100, "before_s": before_s,
+        "before_is_fixed": fixed,
     }  # fmt: skip
 
 
@@ -45,6 +46,13 @@ def test_equal_time_is_that_of_the_slowest_at_each_ones_speed() -> None:
 def test_the_time_of_a_selection_counts() -> None:
     rows = {"plain": [row("plain", 6_000, 100.0)], "rsl": [row("rsl", 6_000, 120.0, before_s=70.0)]}
     assert equal_time(rows) == {"plain": 12_000, "rsl": 6_000}  # 50 s and 70 s
+
+
+def test_a_selection_takes_its_share_of_a_longer_run_unless_its_length_is_given() -> None:
+    slow = [row("slow", 6_000, 10.0)]  # 600 s
+    grows, stays = ([row("rsl", 6_000, 100.0, before_s=60.0, fixed=fixed)] for fixed in (False, True))
+    assert equal_time({"slow": slow, "rsl": grows}) == {"slow": 6_000, "rsl": 30_000}  # 300 s and 300 s
+    assert equal_time({"slow": slow, "rsl": stays}) == {"slow": 6_000, "rsl": 54_000}  # 60 s and 540 s
 
 
 def test_a_method_alone_has_the_time_that_it_took() -> None:
@@ -190,12 +198,15 @@ def test_selections_and_meta_learning_take_part(tmp_path: Path) -> None:
     own = {"select_epochs": 30.0, "select_rate": 0.5, "mlnt_sets": 1, "mlnt_order": "first"}
     rows = {each["entry"]: each for each in run(comparison(tmp_path / "out", "rsl", "incv", "mlnt", own=own))}
     for name in ("rsl", "incv"):
-        (said,) = (json.loads(path.read_text()) for path in (tmp_path / "out").glob(f"*/select-{name}/selection.json"))
+        (path,) = (tmp_path / "out").glob(f"*/select-{name}/selection.json")
+        said, result = (json.loads(each.read_text()) for each in (path, path.parent.parent / "result.json"))
         row = rows[name]
         assert row["label_precision"] == said["label_precision"]
         assert row["label_auroc"] == said["auroc"]
         assert row["kept_frac"] == said["kept"] / said["judged"] < 1
-        assert row["wall_s"] > row["before_s"] == said["wall_s"] > 0
+        assert row["wall_s"] == pytest.approx(result["wall_s"] + said["wall_s"])
+        assert 0 < row["before_s"] < said["wall_s"]  # evaluations are no training
+        assert row["before_is_fixed"]
         configs = (tmp_path / "out").glob(f"*/select-{name}/*/config.json")
         assert {json.loads(path.read_text())["recipe"]["method"] for path in configs} == {"plain"}
     recipes = [json.loads(path.read_text())["recipe"] for path in (tmp_path / "out").glob("*/config.json")]
@@ -208,8 +219,9 @@ def test_selections_and_meta_learning_take_part(tmp_path: Path) -> None:
 def test_the_time_of_an_estimate_counts(tmp_path: Path) -> None:
     (row,) = run(comparison(tmp_path / "out", "forward_estimated"))
     (result,) = (json.loads(path.read_text()) for path in (tmp_path / "out").glob("*/result.json"))
-    assert row["before_s"] == result["transition"]["wall_s"] > 0
-    assert row["wall_s"] == pytest.approx(result["wall_s"] + row["before_s"])
+    assert row["wall_s"] == pytest.approx(result["wall_s"] + result["transition"]["wall_s"])
+    assert 0 < row["before_s"] < result["transition"]["wall_s"]
+    assert not row["before_is_fixed"]
 
 
 def test_settings_of_one_method_reach_it_alone(tmp_path: Path) -> None:

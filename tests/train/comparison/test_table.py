@@ -18,6 +18,7 @@ def row(entry: str, seed: int, **given: Any) -> Row:
     measures = dict.fromkeys(MEASURED, 0.5) | {"label_precision": None, "label_recall": None, "kept_frac": None}
     curve = [{"epoch": epoch, "eval/top1_accuracy": 0.1 * epoch, "memorisation/given": 0.2} for epoch in (1, 2)]
     more = {"entry": entry, "budget": "epochs", "optimizer": "adamw", "weight_decay": 1.0, "label_smoothing": 0.0}
+    more["told"] = f"what {entry} is told"
     return {**figure_row(seed=seed), **measures, **more, "epochs": 2.0, "curve": curve, **given}
 
 
