@@ -7,6 +7,7 @@ from calls import selection_for
 
 from pipeline.errors import UserError
 from train.methods import METHODS
+from train.papers import page_of
 from train.recipes import Recipe, difference, recipe_for
 
 
@@ -31,12 +32,27 @@ def test_what_the_user_gives_wins() -> None:
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "lr", "decay"), [("adamw", 1e-3, 3.0), ("sgd", 0.06, 1e-2), ("adadelta", 1.0, 1e-4)]
+    ("method", "optimizer", "lr", "decay"),
+    [
+        ("histogram", "adamw", 1e-3, 3.0),
+        ("histogram", "sgd", 0.06, 1e-2),
+        ("plain", "sgd", 0.006, 1e-2),
+        ("histogram", "adadelta", 1.0, 1e-4),
+    ],
 )
-def test_every_optimizer_has_a_rate_and_a_decay_of_its_own(optimizer: str, lr: float, decay: float) -> None:
-    recipe = recipe_for("mnist5k", "histogram", num_images=90, num_copies=4, optimizer=optimizer)
+def test_every_optimizer_has_a_rate_and_a_decay_of_its_own(
+    method: str, optimizer: str, lr: float, decay: float
+) -> None:
+    recipe = recipe_for("mnist5k", method, num_images=90, num_copies=4, optimizer=optimizer)
     assert (recipe.lr, recipe.weight_decay) == (lr, decay)
-    assert recipe_for("mnist5k", "histogram", num_images=90, num_copies=4, optimizer=optimizer, lr=0.5).lr == 0.5
+    assert recipe_for("mnist5k", method, num_images=90, num_copies=4, optimizer=optimizer, lr=0.5).lr == 0.5
+
+
+@pytest.mark.parametrize(("optimizer", "lr"), [("sgd", 0.1), ("adamw", 1e-3)])
+def test_the_optimizer_of_a_paper_has_its_rate(optimizer: str, lr: float) -> None:
+    page = page_of("rsl", "cifar10", "plain")
+    made = recipe_for("cifar10", "plain", num_images=90, num_copies=1, page=page, optimizer=optimizer)
+    assert (made.optimizer, made.lr, made.weight_decay) == (optimizer, lr, page.weight_decay)
 
 
 @pytest.mark.parametrize(
