@@ -6,6 +6,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline.errors import UserError
+
 
 @dataclass(slots=True)
 class Clock:
@@ -75,8 +77,17 @@ class Clock:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint keeps."""
-        return {"examples": self.examples, "wall_s": self.wall_s}
+        return {"examples": self.examples, "wall_s": self.wall_s, "batch": self.batch}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Go on from a checkpoint.
+
+        Raises:
+            UserError: If its steps are of another size.
+        """
+        if state["batch"] != self.batch:
+            raise UserError(
+                f"the checkpoint is of batches of {state['batch']}, and as few examples as were selected make batches "
+                f"of {self.batch} in so many processes; resume with the number of processes that the run began with"
+            )
         self.examples, self.earlier_s, self._started = state["examples"], state["wall_s"], time.monotonic()

@@ -32,7 +32,7 @@ from train.noise_scale import NoiseScale, carries_source_label
 from train.recipes import Recipe
 
 SAVE_EVERY_S: Final = 300.0
-_SAVED: Final = ("learner", "method", "clock", "meter", "pace", "noise_scale")
+_SAVED: Final = ("clock", "learner", "method", "meter", "pace", "noise_scale")
 
 
 @dataclass
@@ -293,7 +293,7 @@ def load(run: Run) -> None:
     """Go on from the newest checkpoint that can be read, if there is any.
 
     Raises:
-        UserError: If there are some and all are damaged.
+        UserError: If there are some and all are damaged, or their steps are of another size.
     """
     world = run.world
     where = run.learner.device if world.size == 1 else torch.device("cpu")  # from there it goes to the other processes

@@ -1,6 +1,8 @@
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.errors import UserError
 from train.clock import Clock
 
 whole = st.integers(1, 10_000)
@@ -42,7 +44,12 @@ def test_epochs_are_passes_over_the_training_part() -> None:
 def test_wall_time_adds_up_over_processes() -> None:
     first = Clock(10, 100, 50, earlier_s=100.0)
     second = Clock(10, 100, 50)
-    second.load_state_dict({"examples": 30, "wall_s": first.wall_s})
+    second.load_state_dict({"examples": 30, "wall_s": first.wall_s, "batch": 10})
     assert second.examples == 30
     assert second.step == 3
     assert 100.0 <= second.wall_s < 160.0
+
+
+def test_steps_of_another_size_do_not_go_on() -> None:
+    with pytest.raises(UserError, match=r"is of batches of 10, and .* make batches of 9 in so many processes"):
+        Clock(9, 100, 50).load_state_dict(Clock(10, 100, 50).state_dict())
