@@ -441,8 +441,8 @@ def plain_recipe(num_images: int, num_copies: int) -> dict[str, Any]:
     averaging +3.6 ± 1.0; four passes +2.9 ± 0.8; six +0.4 ± 0.4; weight decay 3 at four passes +3.7 ± 1.1; dropout 0.5
     +6.4 ± 1.4.
 
-    `--batch auto --lr auto` follow α (`train.measured`: noisy validation losses of 45 settings, conv2, 2,000 clean
-    labels): 32 at 0.003 without noise, 32 at 0.0003 for α = 5, 128 at 0.0003 for 20, 2,048 at 0.0003 for 50.
+    `--batch auto --lr auto` follow α (`train.measured`: noisy validation losses of 45 settings, three seeds, conv2,
+    2,000 clean labels): 32 at 0.001 without noise, 128 at 0.001 for α = 5, 128 at 0.0003 for 20, 2,048 at 0.0003 for 50.
     """
     return {**_AVERAGED_ADAMW, "batch": 512, "weight_decay": 1.0, "examples": 12 * num_images * num_copies}
 

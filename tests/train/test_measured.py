@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import UserError
-from train.figures.rows import best_curve, mean_of, read_rows, where
+from train.figures.rows import as_good, mean_of, read_rows, where
 from train.measured import MEASURED, Best, best_batch, best_rate, nearest
 from train.recipes import recipe_for
 
@@ -14,9 +14,14 @@ ROWS = where(read_rows(Path(__file__).parents[2] / "tools/results.csv"), experim
 def test_the_table_is_what_the_rows_of_the_figure_of_batches_say() -> None:
     found: dict[int, dict[int, Best]] = {}
     for alpha in sorted({row["alpha"] for row in ROWS}):
-        for batch, best in best_curve(where(ROWS, alpha=alpha), by=lambda row: row["lr"], x="batch").items():
-            loss = round(mean_of([row["loss"] for row in best]).value, 5)
-            found.setdefault(alpha, {})[int(batch)] = Best(best[0]["lr"], loss)
+        rates = as_good(where(ROWS, alpha=alpha), by=lambda row: row["lr"], x="batch")
+        lowest = [row for row in where(ROWS, alpha=alpha) if row["lr"] == rates[row["batch"]][0]]
+        (ties,) = as_good(lowest, by=lambda row: row["batch"]).values()
+        for batch, (lr, *_) in rates.items():
+            losses = [row["noisy_val_loss_last"] for row in where(lowest, batch=batch)]
+            assert len(losses) == 3
+            best = Best(lr, round(mean_of(losses).value, 5), ties=batch in ties)
+            found.setdefault(alpha, {})[int(batch)] = best
     assert found == MEASURED
 
 
@@ -26,9 +31,9 @@ def test_the_nearest_measured_noise_is_taken_by_ratio() -> None:
     ]
 
 
-def test_auto_takes_the_batch_and_the_rate_of_the_lowest_noisy_validation_loss() -> None:
+def test_auto_takes_the_largest_batch_that_ties_with_the_lowest_noisy_validation_loss_and_its_rate() -> None:
     for alpha, measured in MEASURED.items():
-        batch = min(measured, key=lambda size: measured[size].loss)
+        batch = max(size for size, best in measured.items() if best.ties)
         assert best_batch(alpha) == batch
         made = recipe_for("mnist5k", "plain", num_images=3_600, num_copies=1 + alpha, batch="auto", lr="auto")
         assert (made.batch, made.lr) == (batch, measured[batch].lr)
