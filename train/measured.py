@@ -4,7 +4,8 @@
 at batches of 32 to 2,048 and rates of 0.0003, 0.001 and 0.003, AdamW with a constant rate and averaged weights,
 300,000 examples a run (60,000 without noise); compared are losses on noisy validation labels after the last step,
 means of three seeds. Where some lie within a standard error of the lowest, of the difference over seeds, nobody can
-tell them apart: of rates that tie the lowest is taken, and of batches that tie the largest, as the paper advises.
+tell them apart: of rates that tie the lowest is taken, and of batches that tie the largest, as the paper advises; that
+rule was written after the runs were seen.
 
 The paper's two rules hold: the best batch grows with α (32, 128, 128, 2,048), and the best rate of a batch does not
 rise with it (of 128: 0.001, 0.001, 0.0003, 0.0003). The batch grows more slowly than the (1 + α)² that keeps the ratio

@@ -442,7 +442,8 @@ def plain_recipe(num_images: int, num_copies: int) -> dict[str, Any]:
     +6.4 ± 1.4.
 
     `--batch auto --lr auto` follow α (`train.measured`: noisy validation losses of 45 settings, three seeds, conv2,
-    2,000 clean labels): 32 at 0.001 without noise, 128 at 0.001 for α = 5, 128 at 0.0003 for 20, 2,048 at 0.0003 for 50.
+    2,000 clean labels): 32 at 0.001 without noise, 128 at 0.001 for α = 5, 128 at 0.0003 for 20, 2,048 at 0.0003 for
+    50.
     """
     return {**_AVERAGED_ADAMW, "batch": 512, "weight_decay": 1.0, "examples": 12 * num_images * num_copies}
 

@@ -60,6 +60,11 @@ def _scale_grows_squared(rows: list[Row]) -> Finding:
     return Finding(ours, verdict(all(right) and not unresolved, in_part=any(right)))
 
 
+def _still_first(rows: list[Row]) -> list[Row]:
+    """Order rows so that the line that the square is about is the first, which references begin with."""
+    return sorted(rows, key=lambda row: bool(row["lr"]))
+
+
 def _best_batches_under(schedule: str, rows: list[Row]) -> dict[float, list[int]]:
     chosen = where(rows, schedule=schedule, ema=0.0, rate=("chosen", "carried"))
     return as_good(chosen, by=lambda row: row["batch"])
@@ -90,6 +95,7 @@ NOISE_SCALES: Final = Figure(
             y="noise_scale",
             ylabel="simple noise scale (examples)",
             series=("lr",),
+            select=_still_first,
             log="y",
             references={"(1+α)² × that of α = 0": lambda alpha, first: first * (1 + alpha) ** 2},
         ),

@@ -44,8 +44,9 @@ def seeds_of(rows: list[Row]) -> str:
 
 
 def hours_of(section: Section) -> str:
-    """Add up the time of all runs of a section, candidates among them."""
-    return f"{sum(row['wall_s'] for row in (*section.rows, *section.candidates)) / 3_600:.1f} h"
+    """Add up the time of all runs of a section, candidates among them; below a tenth of an hour in two digits."""
+    hours = sum(row["wall_s"] for row in (*section.rows, *section.candidates)) / 3_600
+    return f"{hours:.1f} h" if hours >= 0.1 else f"{hours:.2f} h"
 
 
 def _runs(rows: list[Row]) -> str:

@@ -44,3 +44,9 @@ def test_schedules_are_compared_by_the_best_batch_of_each() -> None:
     assert check(best("constant", 512, 512) + best("cosine", 128, 512)).verdict == "does not hold"
     assert check(best("constant", 512, 128) + best("cosine", 128, 512)).verdict == "does not hold"
     assert check(best("constant", 512, 128)) == Finding("", "not run")
+
+
+def test_the_square_is_drawn_from_the_weights_that_stand_still() -> None:
+    panel = FIGURES["fig10"].panels[0]
+    rows = [row(lr=1e-3, alpha=a, noise_scale=500.0) for a in (0, 5)] + [row(lr=0.0, alpha=0, noise_scale=130.0)]
+    assert panel.select(rows)[0]["noise_scale"] == 130.0

@@ -33,6 +33,8 @@ def test_time_is_added_up_and_seeds_are_named_once() -> None:
     rows = [row(seed=1, wall_s=1_800.0), row(seed=0, wall_s=5_400.0), row(seed=0, alpha=5, wall_s=360.0)]
     assert hours_of(Section("fig1", FIGURES["fig1"], "mnist5k", "cpu", rows)) == "2.1 h"
     assert hours_of(Section("fig1", FIGURES["fig1"], "mnist5k", "cpu", rows[:1], rows[1:])) == "2.1 h"
+    short = [each | {"wall_s": 50.0} for each in rows]
+    assert hours_of(Section("fig1", FIGURES["fig1"], "mnist5k", "cpu", short)) == f"{50 * len(rows) / 3_600:.2f} h"
     assert seeds_of(rows) == "0, 1"
     assert seeds_of([each | {"noise_seed": 7} for each in rows]) == "0, 1 (noise 7)"
 
