@@ -99,7 +99,12 @@ NOISE_SCALES: Final = Figure(
             log="y",
             references={"(1+α)² × that of α = 0": lambda alpha, first: first * (1 + alpha) ** 2},
         ),
-        Panel(y="clean_noisy_cosine", ylabel="cosine of right and wrong labels' gradients", series=("lr",)),
+        Panel(
+            y="clean_noisy_cosine",
+            ylabel="cosine of right and wrong labels' gradients",
+            series=("lr",),
+            select=_still_first,
+        ),
         Panel(
             x="batch",
             xlabel="batch (examples)",
