@@ -15,7 +15,8 @@ from pipeline.dataset import DamagedImageError, DilutedSet, dilute, open_shards
 from pipeline.errors import UserError
 from pipeline.loaders import LOADERS, open_batches, open_evaluation
 from pipeline.loaders.replace import stand_ins
-from pipeline.loaders.resident import gather_shift_torch
+from pipeline.loaders.resident import Resident, gather_shift_torch, open_resident
+from pipeline.loaders.types import How
 from pipeline.plan import Options, plan_build
 from pipeline.sources.synthetic import synthetic
 from pipeline.stream import Rest, Stream
@@ -305,3 +306,15 @@ def test_a_damaged_image_takes_its_whole_position_with_it(shards: Path, tmp_path
             assert torch.equal(getattr(b, name), getattr(a, name)[source]), name
         seen += int(bad.sum())
     assert damaged.num_replaced == seen > 0
+
+
+def test_loaders_of_a_split_share_its_pixels_on_a_device() -> None:
+    dataset = dilute(synthetic(num_train=20, num_test=10, height=8, width=8, channels=1, num_classes=4), alpha=1)
+    how = How(dataset.augmentation.for_evaluation(), torch.device("meta"))  # no device at all, but none of the host's
+    first, second = (open_resident(dataset, dataset.train, how) for _ in range(2))
+    assert isinstance(first, Resident)
+    assert isinstance(second, Resident)
+    assert first.on_device is second.on_device
+    other = open_resident(dataset, dataset.test, how)
+    assert isinstance(other, Resident)
+    assert len(other.on_device) == 10
