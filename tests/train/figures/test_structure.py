@@ -1,8 +1,34 @@
 """Claims about structure and source of noise are held against the rows that bear on them."""
 
+from pathlib import Path
 from typing import Any
 
 from figure_rows import row, verdicts
+
+from train.figures.menu import FIGURES
+from train.figures.points import SCALES
+from train.figures.runs import Job, Place, open_point, recipe_of
+
+
+def passes(figure: str, dataset: str) -> list[float]:
+    """Return how often the runs of a grid at scale cpu show a label."""
+    place, scale = Place(dataset, Path("runs")), SCALES["cpu"]
+    counts = []
+    for point in FIGURES[figure].points(dataset, scale):
+        if point.noise.order in ("confusing", "reverse"):  # these wait for a measured matrix
+            continue
+        data = open_point(place, point.noise, point.clean, 0)
+        recipe = recipe_of(Job(place, scale, point, "recipe", "recipe", 0), data)
+        counts.append(recipe.examples / (0.9 * data.formula.num_images * (1 + point.noise.alpha)))
+    return counts
+
+
+def test_runs_that_tell_sources_of_noise_apart_see_the_clean_labels_equally_often() -> None:
+    assert passes("fig5", "fashion_mnist") == [12.0] * 10
+
+
+def test_all_clean_labels_of_fashion_mnist_are_shown_once_under_structured_noise() -> None:
+    assert passes("fig4", "fashion_mnist") == [1.0] * 5
 
 
 def along_delta(order: str, *accuracies: float) -> list[dict[str, Any]]:
