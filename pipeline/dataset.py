@@ -20,7 +20,7 @@ from PIL import Image
 
 from pipeline.errors import DamagedImageError as DamagedImageError
 from pipeline.errors import UserError
-from pipeline.laws import Foreign, Formula, Law, Uniform, White
+from pipeline.laws import Foreign, Formula, Given, Law, Uniform, White
 from pipeline.manifest import ENCODINGS, INDEX_DTYPE, Manifest, SplitFiles, read_manifest
 from pipeline.order import balanced_order
 from pipeline.sources.types import ArraySplit, Augmentation, Item, Source, Split
@@ -246,6 +246,13 @@ class DilutedSet:
     origin: str
     foreign: ImageSplit | None = None
     observed: bool = False
+
+    @property
+    def wrong_share(self) -> float | None:
+        """Expected share of wrong labels by the law; None where nobody knows it."""
+        if self.observed or isinstance(self.formula.law, Given):
+            return None
+        return 1 - self.formula.right_share(self.train.source_labels)
 
     def __post_init__(self) -> None:
         law = self.formula.law

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from pipeline.console import console
 from pipeline.dataset import DilutedSet
 from pipeline.errors import UserError
-from pipeline.laws import Given
 from pipeline.laws.files import read_matrix
 from pipeline.loaders import Batches, Evaluation, batches_ahead, choose, open_batches, open_evaluation
 from pipeline.stream import images_of
@@ -213,11 +212,7 @@ def wrong_share(recipe: Recipe, dataset: DilutedSet) -> float | None:
 
     Of what a selection keeps, the selection says it later; until then 0 stands for it.
     """
-    if recipe.select is not None:
-        return 0.0
-    if dataset.observed or isinstance(dataset.formula.law, Given):
-        return None
-    return 1 - dataset.formula.right_share(dataset.train.source_labels)
+    return dataset.wrong_share if recipe.select is None else 0.0
 
 
 def evaluation_of(

@@ -45,7 +45,8 @@ class Recipe:
         select: One of `SELECTIONS`, a phase that decides which examples are trained on; None trains on all.
         select_epochs: Passes over its data of each net that the selection trains; None is its own choice.
         select_rate: Share of wrong labels that the selection reckons with, in [0, 1); "auto" is an estimate, None what
-            the law says, or an estimate where it does not, or where the selection's paper has one.
+            the law says, or an estimate where it does not, or where the selection's paper has one. There is none where
+            images have several labels.
         late_from: Share of the run after which method coteaching takes in what selection incv left undecided, in
             [0, 1], 1 for never; None is the paper's.
         loader: One of the loaders, or "auto".

@@ -46,6 +46,16 @@ def images_with(examples: Bool[Array, " e"], num_images: int) -> Int64[Array, " 
     return np.flatnonzero(examples.reshape(-1, num_images).any(axis=0))
 
 
+def copies_of(examples: Bool[Array, " e"], num_images: int) -> Bool[Array, " e"]:
+    """Mark all examples of the images that have some of these.
+
+    Args:
+        examples: By example id.
+        num_images: n.
+    """
+    return np.tile(examples.reshape(-1, num_images).any(axis=0), len(examples) // num_images)
+
+
 @dataclass(frozen=True)
 class Half:
     """A net that was trained on a half of the candidates and on what was selected before.

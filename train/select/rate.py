@@ -45,12 +45,13 @@ def estimate_rate(task: Task) -> Estimate:
         task: What a selector is given; `select_epochs` says how long the net is trained.
 
     Raises:
-        UserError: If there is too little data, the agreement is so near chance that it says nothing, or copies show
-            other images.
+        UserError: If there is too little data, the agreement is so near chance that it says nothing, images have
+            several labels, or copies show other images.
 
     Source: Chen et al. 2019 (INCV, arXiv 1905.05040).
     """
     refuse_added_images(task)
+    refuse_copies(task)
     candidates = task.candidates()
     first, second = split(candidates, task.dataset.formula.num_images, seed=task.recipe.seed, iteration=0)
     refuse_empty(first, second, str(task.recipe.select))
@@ -59,6 +60,26 @@ def estimate_rate(task: Task) -> Estimate:
     if task.world.is_first:
         console.print(f"share of wrong labels: {estimate.rate:.3f}, estimated", highlight=False)
     return estimate
+
+
+def refuse_copies(task: Task) -> None:
+    """Stop where images have several labels: no net fits labels that contradict each other, as the estimate has it.
+
+    Raises:
+        UserError: If that is so.
+    """
+    alpha, share = task.dataset.formula.alpha, task.dataset.wrong_share
+    if alpha:
+        told = "" if share is None else f"; by the law it is {share:.4g}"
+        raise UserError(
+            f"selection {task.recipe.select} estimates the share of wrong labels from nets that fit their labels, and "
+            f"none fits the {1 + alpha} of each image, which contradict each other; give {instead_of(task)}{told}"
+        )
+
+
+def instead_of(task: Task) -> str:
+    """Return the flag that says what a selection would estimate."""
+    return "--forget-rate in place of --select all" if task.recipe.select == "all" else "--select-rate"
 
 
 def select_all(task: Task) -> Selection:
@@ -91,12 +112,13 @@ def estimated(half: Half, labels: Int64[Array, " e"]) -> Estimate:
     judged = half.judge("last.pt", half.learnt | half.asked)
     agrees, number = judged.predicted == labels, int(half.asked.sum())
     accuracy, fitted = float(agrees[half.asked].mean()), float(agrees[half.learnt].mean())
-    name = str(half.task.recipe.select)
-    instead = "--forget-rate in place of --select all" if name == "all" else "--select-rate"
+    name, instead = half.task.recipe.select, instead_of(half.task)
     try:
         ratio = estimate_noise_ratio(accuracy, num_classes=half.task.dataset.num_classes, num_examples=number)
     except UserError as error:
-        raise UserError(f"selection {name} cannot tell the noise ratio: {error}; give {instead}") from None
+        raise UserError(
+            f"selection {name} cannot tell the noise ratio: {error}, by {instead} and another --out"
+        ) from None
     warnings = []
     if fitted < _FITS:
         warnings.append(

@@ -22,9 +22,11 @@ def estimate_noise_ratio(accuracy: float, *, num_classes: int, num_examples: int
     - Under asymmetric noise it is too small, because such labels are easier to agree with: ε = .4 has an accuracy of
       .52 by the law and gives .29; the paper's measured .46 gives .33.
 
-    Near chance the curve is flat and an accuracy says nothing about ε. Under α-dilution the accuracy exceeds chance by
-    (K-1)/K / (1+α)², which must stand out of a standard error that falls with √n: at K = 10 that takes 7,100 examples
-    for α = 10, 86,000 for α = 20 and 46 million for α = 100.
+    Near chance the curve is flat and an accuracy says nothing about ε. At the wrong labels of α-dilution, each on an
+    image of its own, the accuracy exceeds chance by (K-1)/K / (1+α)², which must stand out of a standard error that
+    falls with √n: at K = 10 that takes 7,100 examples for α = 10, 86,000 for α = 20 and 46 million for α = 100. Where
+    an image has all of its 1 + α labels, no net fits them, and the law does not hold: a net that says the class agrees
+    with (1-ε) of them.
 
     Args:
         accuracy: Share of examples whose prediction equals their noisy label; the net must not have seen these labels.
@@ -49,7 +51,7 @@ def estimate_noise_ratio(accuracy: float, *, num_classes: int, num_examples: int
         raise UserError(
             f"accuracy {accuracy:.4g} against the noisy labels of {num_examples:,} examples of {num_classes} classes "
             f"fits every noise ratio from {least:.2f} to {most:.2f}: the curve is flat near {1 / num_classes:.4g}, "
-            "which is chance, and so few examples are uncertain; give the rate, or measure on more"
+            "which is chance, and so few examples are uncertain; measure on more, or say the ratio"
         )
     return _inverse(accuracy, num_classes)
 
@@ -98,6 +100,36 @@ def selected_noise_ratio(noise_ratio: float, *, num_targets: int) -> float:
     check_share("noise ratio", noise_ratio, below_one=True)
     wrong = noise_ratio**2
     return wrong / (wrong + num_targets * (1 - noise_ratio) ** 2)
+
+
+def agreeing_noise_ratio(noise_ratio: float, *, agreement: float, num_classes: int) -> float:
+    """Return the share of wrong labels among those that a net agrees with which says the class, not the label.
+
+    It is right about a share a of the images, and where it is not, its class is no likelier than others among the wrong
+    labels. Its agreement is then a (1-ε) + (1-a) ε/(K-1), which tells a; at a = 1-ε, that of a net that has fitted its
+    labels, the result is that of `selected_noise_ratio`.
+
+    Args:
+        noise_ratio: ε of the labels that it was asked about, in [0, 1).
+        agreement: Share of them that it agrees with, in [0, 1].
+        num_classes: K, at least 2.
+
+    Returns:
+        A share in [0, ε]; ε where it is so large that agreement says nothing of a.
+
+    Raises:
+        UserError: If the ratio or the agreement is out of range.
+
+    Source: ours, for images that have many labels.
+    """
+    check_share("noise ratio", noise_ratio, below_one=True)
+    check_share("agreement", agreement, below_one=False)
+    each = noise_ratio / (num_classes - 1)
+    if 1 - noise_ratio <= each:
+        return noise_ratio
+    accuracy = min(1.0, max(0.0, (agreement - each) / (1 - noise_ratio - each)))
+    right, wrong = accuracy * (1 - noise_ratio), (1 - accuracy) * each
+    return wrong / (right + wrong)
 
 
 def candidates_of_batch(batch: int, *, num_selected: int, num_candidates: int) -> int:

@@ -4,6 +4,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import UserError
 from train.theory.incv import (
+    agreeing_noise_ratio,
     candidates_from,
     candidates_of_batch,
     estimate_noise_ratio,
@@ -81,8 +82,8 @@ def test_a_refusal_says_what_fits_and_what_to_do() -> None:
         estimate_noise_ratio(0.11, num_classes=10, num_examples=2_000)
     assert str(refused.value) == (
         "accuracy 0.11 against the noisy labels of 2,000 examples of 10 classes fits every noise ratio from 0.75 to "
-        "0.90: the curve is flat near 0.1, which is chance, and so few examples are uncertain; give the rate, or "
-        "measure on more"
+        "0.90: the curve is flat near 0.1, which is chance, and so few examples are uncertain; measure on more, "
+        "or say the ratio"
     )
 
 
@@ -122,6 +123,23 @@ def test_the_noise_of_a_selection_has_the_values_computed_by_hand(
 def test_the_noise_of_a_selection_is_what_its_precision_leaves(noise_ratio: float, num_targets: int) -> None:
     precision = flip_law(noise_ratio, num_targets=num_targets).label_precision
     assert selected_noise_ratio(noise_ratio, num_targets=num_targets) == pytest.approx(1 - precision, abs=1e-12)
+
+
+def test_agreement_of_a_net_that_says_the_class_tells_how_many_wrong_labels_it_agrees_with() -> None:
+    """At α = 5 and K = 10, .75 are wrong; a net right about 8 in 10 agrees with .2 + .2 * .75 / 9 of the labels."""
+    agreement = 0.2 + 0.2 * 0.75 / 9
+    assert agreeing_noise_ratio(0.75, agreement=agreement, num_classes=10) == pytest.approx(0.2 * 0.75 / 9 / agreement)
+    assert agreeing_noise_ratio(0.75, agreement=0.25, num_classes=10) == 0  # it knows every class
+    assert agreeing_noise_ratio(0.75, agreement=0.05, num_classes=10) == 1  # it knows none
+    assert agreeing_noise_ratio(0.9, agreement=0.1, num_classes=10) == 0.9  # labels that say nothing
+    assert agreeing_noise_ratio(0.0, agreement=1.0, num_classes=10) == 0
+
+
+@pytest.mark.parametrize("noise_ratio", [0.1, 0.5, 0.8])
+def test_a_net_that_has_fitted_its_labels_agrees_with_as_many_wrong_ones_by_either_formula(noise_ratio: float) -> None:
+    agreement = (1 - noise_ratio) ** 2 + noise_ratio**2 / 9
+    found = agreeing_noise_ratio(noise_ratio, agreement=agreement, num_classes=10)
+    assert found == pytest.approx(selected_noise_ratio(noise_ratio, num_targets=9))
 
 
 @pytest.mark.parametrize("function", [remove_ratio, lambda ratio: selected_noise_ratio(ratio, num_targets=9)])
