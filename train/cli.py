@@ -91,7 +91,7 @@ def train(
         str | None,
         Option(
             help="Share of wrong labels that the selection reckons with, in [0, 1), or auto: estimated "
-            "[default: rsl: by the law, if it says; incv, all: estimated]",
+            "[default: rsl, and incv under --alpha: by the law, if it says; incv, all: estimated]",
             metavar="RATE|auto",
         ),
     ] = None,

@@ -14,6 +14,7 @@ from numpy import ndarray as Array
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline.errors import UserError
 from pipeline.laws import Formula
 from pipeline.types import Batch
 from train.distributed import World
@@ -38,15 +39,18 @@ class Scores(NamedTuple):
 
     Args:
         top1_accuracy: Share of right predictions.
-        top5_accuracy: Share of images whose (first) label is among the five likeliest classes.
+        top5_accuracy: Share of images whose (first) label is among the five likeliest classes; of equally likely ones
+            no more than five count.
         loss: Cross-entropy in nats.
         loss_se: Standard error of `loss` over images.
+        num_unreadable: Images (examples, where these have labels of their own) that are left out of all means.
     """
 
     top1_accuracy: float
     top5_accuracy: float
     loss: float
     loss_se: float
+    num_unreadable: int
 
 
 def image_scores(
@@ -78,9 +82,12 @@ def evaluate(
         batches: Images with their source labels; rows are image ids.
         noise: Score against all labels of each image under this formula, instead of its source label.
         noisy_logits: Turns logits into those of what is scored against.
+
+    Raises:
+        UserError: If no image can be read.
     """
     device = learner.device
-    sums = torch.zeros(5, dtype=torch.float64, device=device)  # images, right, among the first five, loss, loss²
+    sums = torch.zeros(6, dtype=torch.float64, device=device)  # images, unreadable, right, in top five, loss, loss²
     with learner.evaluating() as logits_of:
         for batch in batches:
             labels = batch.labels[:, None]
@@ -89,13 +96,20 @@ def evaluate(
                 labels = torch.from_numpy(noise.all_labels(batch.rows.numpy(), source).astype("int64"))
             logits, labels = noisy_logits(logits_of(batch.images)), labels.to(device)
             right, loss = (x.double() for x in image_scores(logits, labels))
-            first = (logits > logits.gather(1, labels[:, :1])).sum(dim=1) < TOP
-            count = torch.tensor(len(loss), dtype=torch.float64, device=device)
-            sums += torch.stack([count, right.sum(), first.double().sum(), loss.sum(), loss.square().sum()])
-    images, rights, firsts, total, squares = learner.world.sum(sums).tolist()  # device-to-host synchronization
+            likeliest = logits.topk(min(TOP, logits.shape[1]), dim=1).indices
+            first = (likeliest == labels[:, :1]).any(dim=1)
+            counts = torch.tensor([len(loss), len(batch.replaced)], dtype=torch.float64, device=device)
+            found = torch.stack([right.sum(), first.double().sum(), loss.sum(), loss.square().sum()])
+            sums += torch.cat([counts, found])
+    images, unreadable, rights, firsts, total, squares = learner.world.sum(sums).tolist()  # waits for the device
+    if not images:
+        raise UserError(
+            f"none of the {int(unreadable):,} images to evaluate on can be read; tools/verify_shards names what is "
+            "wrong with a data set"
+        )
     mean = total / images
     variance = max(0.0, squares / images - mean**2) * images / max(1.0, images - 1)
-    return Scores(rights / images, firsts / images, mean, math.sqrt(variance / images))
+    return Scores(rights / images, firsts / images, mean, math.sqrt(variance / images), int(unreadable))
 
 
 def memorisation(learner: Predictor, batches: Iterable[Batch], noise: Formula) -> tuple[float, float]:

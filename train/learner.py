@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -74,7 +75,7 @@ def resolve_precision(name: str, device: torch.device) -> str:
 def allow_tf32(allowed: bool) -> None:
     """Let GPUs round the factors of float32 products to TF32's 10 bits, or not; torch's own choice differs by layer."""
     torch.set_float32_matmul_precision("high" if allowed else "highest")
-    torch.backends.cudnn.conv.fp32_precision = "tf32" if allowed else "ieee"  # type: ignore[attr-defined]
+    torch.backends.cudnn.allow_tf32 = allowed  # set by layer, torch's compiler could no longer read it
 
 
 class Learner:
@@ -187,6 +188,8 @@ class Learner:
             group["lr"] = self.rate(clock)
         bad = ~torch.isfinite(loss.detach()) & (self.first_bad_step < 0)
         self.first_bad_step = torch.where(bad, clock.step, self.first_bad_step)
+        if self.scaler.is_enabled():  # it skips what is not finite, and nothing else
+            loss = loss * torch.where(self.first_bad_step >= 0, math.nan, 1.0)
         self.scaler.scale(loss / self.accumulate).backward()  # type: ignore[no-untyped-call]
         self._parts += 1
         if self._parts < self.accumulate:
@@ -236,6 +239,11 @@ class Learner:
 
         with untouched(self.net):
             yield logits
+
+    def wait(self) -> None:
+        """Let the device do all that it was told to."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
     def is_finite(self) -> bool:
         """Say whether all weights and statistics are finite; waits for the device."""

@@ -102,7 +102,7 @@ def fit(run: Run, log: Log | None, display: Display, stop: Callable[[], int]) ->
     """
     recipe, clock = run.recipe, run.clock
     while not clock.finished:
-        with run.pace.waiting():
+        with run.pace.waiting(), memory_named(f"a batch of {recipe.batch}", accumulate=run.learner.accumulate):
             batch = next(run.batches)
         if len(batch.replaced):
             note_replaced(run, batch)
@@ -113,15 +113,23 @@ def fit(run: Run, log: Log | None, display: Display, stop: Callable[[], int]) ->
             read_metrics(run, log)
         display.show(clock, run.shown)
         if clock.passed(recipe.eval_every):
-            with run.pace.pausing(), evaluation_named(run):
+            with aside(run), evaluation_named(run):
                 evaluate_now(run, log)
         signal_number, late = run.world.largest(stop(), time.monotonic() - run.saved_at > SAVE_EVERY_S)
         if signal_number or late or clock.passed(recipe.checkpoint_every):
-            with run.pace.pausing():
+            with aside(run):
                 save(run)
         if signal_number:
             return int(signal_number)
     return 0
+
+
+@contextmanager
+def aside(run: Run) -> Iterator[None]:
+    """Leave this block, and nothing that the device still has to do, out of the run's speed."""
+    run.learner.wait()
+    with run.pace.pausing():
+        yield
 
 
 def train_on(run: Run, batch: Batch) -> None:
@@ -135,7 +143,7 @@ def train_on(run: Run, batch: Batch) -> None:
     parts = f"{learner.accumulate} part{'s' if learner.accumulate > 1 else ''}"
     with batch_norm_named(run), memory_named(f"a step of {run.recipe.batch} in {parts}", accumulate=learner.accumulate):
         if run.recipe.measure is not None and run.clock.passing(run.recipe.log_every):
-            with run.pace.pausing():
+            with aside(run):
                 probe_noise_scale(run, batch)
         losses: list[Tensor | None] = []
         for part in [batch] if learner.accumulate == 1 else batch.parts(learner.accumulate):
@@ -235,6 +243,7 @@ def evaluate_now(run: Run, log: Log | None) -> None:
     check_finite(run)
     scores = evaluate(run.learner, run.test)
     row = {"eval/top1_accuracy": scores.top1_accuracy, "eval/loss": scores.loss}
+    unreadable = {"test": scores.num_unreadable}
     if run.dataset.num_classes > TOP:
         row["eval/top5_accuracy"] = scores.top5_accuracy
     if run.memorised is not None:
@@ -244,6 +253,8 @@ def evaluate_now(run: Run, log: Log | None) -> None:
         noise = None if run.noisy_val.own_labels else run.dataset.formula  # own labels carry the noise already
         noisy = evaluate(run.learner, run.noisy_val, noise, run.noisy_logits)
         row |= {"eval/noisy_val_loss": noisy.loss, "eval/noisy_val_loss_se": noisy.loss_se}
+        unreadable["noisy_val"] = noisy.num_unreadable
+    row |= {f"eval/num_unreadable_{name}": number for name, number in unreadable.items() if number}
     if log is not None:
         log.write(run.clock, row)
     run.shown |= row

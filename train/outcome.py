@@ -23,6 +23,7 @@ def outcome(run: Run) -> dict[str, Any]:
     last = run.evaluations[-1]
     seen = run.world.gather((len(run.noisy_val) if run.noisy_val is not None else 0, len(run.test)))
     num_noisy_val, num_test = (sum(numbers) for numbers in zip(*seen, strict=True))
+    unreadable = {name: int(last.get(f"eval/num_unreadable_{name}", 0)) for name in ("noisy_val", "test")}
     replaced = all_replaced(run)
     return {
         "top1_accuracy": columns(run.evaluations),
@@ -31,8 +32,9 @@ def outcome(run: Run) -> dict[str, Any]:
         "memorisation": defined({name: last.get(f"memorisation/{name}") for name in ("given", "true")}),
         "noisy_val_loss": best.get("eval/noisy_val_loss"),
         "noisy_val_loss_se": best.get("eval/noisy_val_loss_se"),
-        "num_noisy_val_images": num_noisy_val,
-        "num_test_images": num_test,
+        "num_noisy_val_images": num_noisy_val - unreadable["noisy_val"],
+        "num_test_images": num_test - unreadable["test"],
+        "num_unreadable": unreadable,
         "vote_baseline": known_vote(run.dataset),
         "observed_labels": run.dataset.observed,
         "uses_clean_labels": run.method.uses_clean_labels,
@@ -75,6 +77,9 @@ def result_table(result: dict[str, Any], title: str) -> Table:
         ids = result["replaced_image_ids"]
         named = ", ".join(map(str, ids[:5])) + (" …" if len(ids) > 5 else "")
         rows.append(("examples replaced, unreadable", f"{result['num_replaced']:,} (image ids {named})"))
+    if any(unreadable := result["num_unreadable"].values()):
+        noisy_val, test = unreadable
+        rows.append(("left out, unreadable", f"{test:,} test images, {noisy_val:,} of noisy validation"))
     rows.append(("examples", f"{result['examples']:,} ({result['epochs']:.1f} epochs)"))
     speed = f"{result['speed/examples_per_s']:,.0f} examples/s"
     rows.append(("speed", f"{speed}, {result['data/wait_frac']:.0%} waiting for data"))

@@ -1,6 +1,7 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.dataset import DilutedSet, dilute, view
+from pipeline.errors import UserError
 from pipeline.loaders import open_evaluation
 from pipeline.sources.synthetic import synthetic
+from pipeline.types import Batch
 from train.distributed import ALONE
 from train.evaluate import best_by_noisy_validation, columns, evaluate, image_scores, memorisation
 
@@ -117,6 +120,28 @@ def test_the_top_five_are_the_five_likeliest_classes() -> None:
     expected = (five == whole.labels[:, None]).any(dim=1).double().mean().item()
     assert 0 < expected < 1
     assert evaluate(Oracle(logits_of), open_evaluation(dataset, batch=17)).top5_accuracy == pytest.approx(expected)
+
+
+def test_of_equally_likely_classes_no_more_than_five_are_the_five_likeliest() -> None:
+    source = synthetic(num_train=40, num_test=90, height=8, width=8, channels=1, num_classes=9)
+    equal = Oracle(lambda images: torch.zeros(len(images), 9))
+    assert evaluate(equal, open_evaluation(dilute(source, alpha=1))).top5_accuracy == pytest.approx(5 / 9)
+
+
+def test_images_that_cannot_be_read_are_counted_and_are_no_part_of_the_means(tiny: DilutedSet) -> None:
+    (whole,) = open_evaluation(tiny)
+    bad = torch.arange(3)
+    readable = Batch(whole.images[3:], whole.labels[3:], whole.rows[3:], bad)
+    found, expected = (
+        evaluate(Oracle(linear), [readable]),
+        evaluate(Oracle(linear), [replace(readable, replaced=bad[:0])]),
+    )
+    assert found.num_unreadable == 3
+    assert expected.num_unreadable == 0
+    assert found[:4] == expected[:4]
+    nothing = Batch(whole.images[:0], whole.labels[:0], whole.rows[:0], whole.rows)
+    with pytest.raises(UserError, match="none of the 40 images to evaluate on can be read; tools/verify_shards"):
+        evaluate(Oracle(linear), [nothing])
 
 
 @pytest.mark.parametrize("batch", [7, 1000])

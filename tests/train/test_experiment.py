@@ -650,6 +650,9 @@ def test_images_that_cannot_be_read_are_counted_and_named_also_after_a_resume(
     # 480 of an epoch of 432 examples: each of the 4 copies of both images once, and perhaps again.
     assert straight["replaced_image_ids"] == [7, 19]
     assert 8 <= straight["num_replaced"] <= 16
+    assert (straight["num_noisy_val_images"], straight["num_test_images"]) == (11, 40)
+    assert straight["num_unreadable"] == {"noisy_val": 1, "test": 0}
+    assert "0 test images, 1 of noisy validation" in [*result_table(straight, "").columns[1].cells]
     with monkeypatch.context() as patch:
         before_step(patch, "plain", 38, lambda: os.kill(os.getpid(), signal.SIGTERM))
         with pytest.raises(Stopped):

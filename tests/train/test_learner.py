@@ -160,6 +160,7 @@ def test_fp16_skips_a_loss_that_is_not_finite_even_in_the_first_step() -> None:
     scale = made.scaler.get_scale()
     train(made, clock, range(1), broken=(0,))
     assert made.scaler.get_scale() == scale / 2
+    train(made, clock, range(1, 3))  # good ones again
     assert made.first_bad_step.item() == 0
     assert same(parameters(made), weights)
     assert not any(leaf.any() for leaf in flat(made.optimizer.state_dict()["state"]))
@@ -180,8 +181,8 @@ def test_convolutions_and_products_round_alike_on_a_gpu() -> None:
     try:
         for allowed in (True, False):
             allow_tf32(allowed)
-            found = {torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision}
-            assert found == {"tf32" if allowed else "ieee"}
+            assert torch.backends.cuda.matmul.fp32_precision == ("tf32" if allowed else "ieee")
+            assert torch.backends.cudnn.allow_tf32 == allowed  # torch's compiler reads it; some settings forbid that
     finally:
         allow_tf32(False)
 

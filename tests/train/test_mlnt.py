@@ -72,6 +72,12 @@ def recipe(**given: Any) -> Recipe:
     return Recipe(**{"dataset": "synthetic", **fields, "precision": "fp32", "lr": 0.01, **given})
 
 
+def test_attention_has_a_second_order_too(tmp_path: Path) -> None:
+    source = synthetic(num_train=60, num_test=20, height=32, width=32, channels=3, num_classes=3)
+    fields = {"model": "test_vit", "mlnt_sets": 1, "examples": 24, "eval_every": 24, "log_every": 12}
+    assert run_experiment(recipe(**fields), dilute(source, alpha=0), tmp_path / "run")["examples"] == 24
+
+
 @given(number=st.integers(1, 8), first=st.integers(0, 5), seed=st.integers(0, 1000))
 def test_neighbours_are_the_nearest_others_of_the_pool(number: int, first: int, seed: int) -> None:
     pool = torch.randn(10, 3, generator=torch.Generator().manual_seed(seed))

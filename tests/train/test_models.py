@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from pipeline.errors import UserError
-from train.models import MODELS, build_model, check_model
+from train.models import MODELS, build_model, check_model, last_layers
 from train.models.norm import NormAct
 from train.models.twins import Twins
 
@@ -115,6 +115,18 @@ def test_models_of_timm_are_built_by_name_for_the_images_that_there_are() -> Non
     assert not torch.equal(weights(net), weights(build_model("test_resnet", (40, 32, 1), 7, seed=1)))
     sized = build_model("test_vit", (64, 64, 3), 5, seed=0).eval()
     assert sized(torch.rand(1, 3, 64, 64)).shape == (1, 5)
+
+
+@pytest.mark.parametrize(("name", "heads"), [("dla34", 1), ("resnetv2_18", 1), ("swiftformer_xs", 2)])
+def test_models_of_timm_start_uniform_whatever_gives_their_logits(name: str, heads: int) -> None:
+    net = build_model(name, (64, 64, 3), 6, seed=0).train()
+    assert len(last_layers(net)) == heads
+    assert not net(torch.rand(2, 3, 64, 64))[0].any()
+
+
+def test_a_tag_that_a_model_of_timm_does_not_have_is_named() -> None:
+    with pytest.raises(UserError, match=r"unknown model 'resnet18\.bogus': .*bogus.*; leave out what follows the dot"):
+        build_model("resnet18.bogus", (64, 64, 3), 5, seed=0)
 
 
 def test_a_model_of_timm_says_which_images_it_cannot_take() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import ClassVar, Final
 
 import numpy as np
@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int64
 from numpy import ndarray as Array
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kernels.philox import META, word
 from pipeline.errors import UserError
@@ -20,6 +21,7 @@ from pipeline.types import Batch
 from train.clock import Clock
 from train.learner import Learner, Weights
 from train.methods.plain import Method, Setting
+from train.models import last_layers
 
 ORDERS: Final = ("second", "first")
 _GAMMAS: Final = (0.99, 0.999)  # of the teacher, before and after the ramp
@@ -192,9 +194,9 @@ def carrying(value: Float[Tensor, ""], weights: Sequence[Tensor], gradients: Seq
 
 @contextmanager
 def last_features(net: nn.Module) -> Iterator[list[Float[Tensor, "b d"]]]:
-    """Yield a list that gathers, pass by pass, what the last linear layer of a net is given."""
+    """Yield a list that gathers, pass by pass, what the last layer of a net is given, the first of several."""
     seen: list[Tensor] = []
-    last = [layer for layer in net.modules() if isinstance(layer, nn.Linear)][-1]
+    last = last_layers(net)[0]
     hook = last.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach().float().flatten(1)))
     try:
         yield seen
@@ -275,7 +277,8 @@ class MLNT(Method):
     ) -> Float[Tensor, ""]:
         """Average the consistency over the synthetic label sets; it has its gradient and no graph."""
         weights: Weights = dict(learner.net.named_parameters())
-        with learner.probing() as logits_of:
+        attention = sdpa_kernel(SDPBackend.MATH) if self.second_order else nullcontext()  # others have no second order
+        with learner.probing() as logits_of, attention:
             with torch.no_grad(), last_features(learner.net) as features:
                 targets = logits_of(images, dict(learner.evaluated.named_parameters())).softmax(dim=1)
             if advice is not None:

@@ -49,12 +49,16 @@ def check_model(name: str) -> None:
             f"unknown model '{name}'; the models are: {', '.join(MODELS)}, and all of timm's"
             + (f"; nearest: {', '.join(near)}" if near else "")
         )
+    try:
+        timm.get_pretrained_cfg(name)
+    except RuntimeError as error:  # a tag that it does not have
+        raise UserError(f"unknown model '{name}': {error}; leave out what follows the dot") from error
 
 
 def build_model(name: str, image_shape: Shape, num_classes: int, *, seed: int, learner: int = 0) -> nn.Module:
     """Build a net whose initial weights depend on nothing but the arguments.
 
-    The last layer starts at zero: predictions start uniform, which α-diluted labels nearly are.
+    The last layer (or each of several) starts at zero: predictions start uniform, which α-diluted labels nearly are.
 
     Args:
         name: One of `MODELS`, or a model of timm.
@@ -71,10 +75,25 @@ def build_model(name: str, image_shape: Shape, num_classes: int, *, seed: int, l
     with torch.random.fork_rng(devices=[]):  # the outer generator stays as it was
         torch.default_generator.manual_seed(word(seed, INIT, learner))
         net = make(image_shape, num_classes)
-    last = [layer for layer in net.modules() if isinstance(layer, nn.Linear)][-1]
-    nn.init.zeros_(last.weight)
-    nn.init.zeros_(last.bias)
+    for last in last_layers(net):
+        for parameter in last.parameters(recurse=False):
+            nn.init.zeros_(parameter)
     return net
+
+
+def last_layers(net: nn.Module) -> list[nn.Module]:
+    """Return the layers that give a net's logits, linear or convolutions: one, or several whose mean is taken.
+
+    Raises:
+        UserError: If there is none.
+    """
+    heads = net.get_classifier() if hasattr(net, "get_classifier") else net
+    found = []
+    for head in heads if isinstance(heads, list | tuple | nn.ModuleList) else [heads]:
+        found += [layer for layer in head.modules() if isinstance(layer, nn.Linear | nn.Conv2d)][-1:]
+    if not found:
+        raise UserError(f"{type(net).__name__} ends in no linear layer or convolution that gives its logits")
+    return found
 
 
 def _from_timm(name: str, image_shape: Shape, num_classes: int) -> nn.Module:
