@@ -6,7 +6,7 @@ import dataclasses
 import json
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Float64, Int64
@@ -46,6 +46,8 @@ from train.select.selection import (
 from train.select.task import ALL, examples_of, judge_images
 from train.theory.rsl import draw_weights
 from train.transition import estimated_transition
+
+_MASSIVE: Final = 10  # the least α at which coteaching was measured to do harm
 
 
 class Stopped(Exception):
@@ -121,6 +123,13 @@ def _run_experiment(
     with ExitStack() as stack:
         stack.callback(lambda: batches.close())
         console.print(f"loader: {batches.loader} ({batches.why})", highlight=False)
+        if recipe.method == "coteaching" and recipe.select is None and dataset.formula.alpha >= _MASSIVE:
+            console.print(
+                f"warning: at α = {_MASSIVE} and more coteaching ended far below plain (train/recipes.py has the "
+                "numbers): small losses are then of the classes that a net says most; histogram and marginal are for "
+                "such labels",
+                soft_wrap=True,
+            )
         said = {"num_processes": world.size, "loader": batches.loader, "check_reads": checks_reads(dataset)}
         claimed = world.together(
             lambda: RunFolder(folder, config, resume=resume, facts=said) if world.is_first else None

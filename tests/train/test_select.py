@@ -40,6 +40,7 @@ from train.select.selection import (
     write_selection,
 )
 from train.theory.incv import agreeing_noise_ratio
+from train.theory.rsl import kept_counts, observed_noise_rates
 
 # 120 images, 12 held out; one pass over all is 108 examples.
 FIELDS: dict[str, Any] = {"dataset": "synthetic", "model": "mlp1", "batch": 12, "examples": 1080, "precision": "fp32"}
@@ -373,6 +374,26 @@ def test_selections_and_methods_stand_ten_noisy_labels_a_clean_one(given: dict[s
         assert 0 < result["selection"]["kept"] <= result["selection"]["judged"] == 54 * 11
 
 
+@pytest.mark.parametrize("rate", [None, 0.4])
+def test_rsl_counts_the_images_of_each_class_only_where_the_law_says_so(rate: float | None, tmp_path: Path) -> None:
+    """Of 90 images two in three are of class 0; under a given rate nobody knows, and each label keeps its share."""
+    source = synthetic(num_train=90, num_test=40, height=8, width=8, channels=1, num_classes=2)
+    source.train.labels[:] = np.arange(90) % 3 == 0
+    noisy = dilute(source, alpha=0, law=Symmetric(0.4))
+    task, _ = told(
+        noisy, tmp_path, Judged(np.zeros(90, dtype=np.int64), np.arange(90, dtype=np.float32)), "rsl", select_rate=rate
+    )
+    labels = noisy.formula.labels_by_example(noisy.train.source_labels)
+    counts = np.bincount(labels, minlength=2)
+    kept = np.bincount(labels[select_rsl(task).kept], minlength=2)
+    if rate is None:
+        prior = np.array([2 / 3, 1 / 3])
+        rates = observed_noise_rates(Symmetric(0.4).matrix(0, 2), prior)
+        np.testing.assert_array_equal(kept, kept_counts(rates, counts, prior))
+    else:
+        np.testing.assert_array_equal(kept, np.floor(max(1 - 1.2 * rate, 0.8 * (1 - rate)) * counts))
+
+
 @pytest.mark.parametrize("rate", [None, 0.45])
 def test_rsl_warns_of_a_law_that_contradicts_it_whoever_says_the_rates(
     rate: float | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -657,6 +678,16 @@ def test_rsl_estimates_the_share_of_wrong_labels_when_asked_to(
     assert (tmp_path / "run/select-rsl/rate").exists() == (rate == "auto")
     expected = {"auto": pytest.approx([0.3] * 4, abs=0.07), None: pytest.approx([0.3] * 4, abs=0.01), 0.1: [0.1] * 4}
     assert found["noise_rates"] == expected[rate]
+
+
+@pytest.mark.parametrize(("alpha", "warned"), [(9, False), (10, True)])
+def test_coteaching_says_that_it_does_harm_under_massive_noise(
+    alpha: int, warned: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = synthetic(num_train=60, num_test=40, height=8, width=8, channels=1, num_classes=4)
+    fields = FIELDS | {"examples": 24, "eval_every": 24, "method": "coteaching", "rank_over": "data"}
+    run_experiment(Recipe(**fields), dilute(source, alpha=alpha), tmp_path / "run")
+    assert ("coteaching ended far below plain" in capsys.readouterr().out) == warned
 
 
 def test_massive_noise_on_few_examples_says_that_the_ratio_is_wanted(

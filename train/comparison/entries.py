@@ -113,11 +113,12 @@ def told_of(recipe: Recipe, law: str) -> str:
         law: Of its labels.
     """
     words = []
-    given = isinstance(recipe.select_rate, float | int)
+    by_law = recipe.select == "incv" and recipe.select_rate is None and bool(recipe.alpha)
+    given = isinstance(recipe.select_rate, float | int) or by_law
     if given:
         words.append(_SHARE)
     elif recipe.select == "rsl" and recipe.select_rate is None:
-        words.append(f"{_SHARE} in each class")
+        words.append(f"{_SHARE} in each class, and how many images each has")
     if recipe.select == "incv" and law in PAIRS:
         words.append("the form of the noise")
     if recipe.method == "coteaching" and not given and (recipe.select is None or recipe.forget_rate is not None):

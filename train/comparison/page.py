@@ -22,12 +22,16 @@ _RULES: Final = (
     "validation. Nothing is tuned for any of them here: each has its recipe's learning rate, batch and decay, or those "
     "that the command gives to all. No method has averaged weights unless its name says ema, but for mlnt, whose "
     "teacher is an average of weights and is what is evaluated.",
-    f"Accuracy is top-1 on test images, looked at {EVALUATIONS} times a run. Last, and the mean of the last 10, choose "
-    "nothing; best by noisy validation takes the evaluation with the lowest cross-entropy on held-out images' noisy "
-    "labels; best on test is an oracle: nobody has it, and papers that report it report a maximum over test images.",
+    f"Accuracy is top-1 on test images, looked at {EVALUATIONS} times a run, or at every step of a shorter one. Last, "
+    "and the mean of the last 10, choose nothing; best by noisy validation takes the evaluation with the lowest "
+    "cross-entropy on held-out images' noisy labels (for selections, coteaching and forward, whose nets say the class, "
+    "through the law's transition matrix, which nothing else of a selection or of coteaching is told); best on test is "
+    "an oracle: nobody has it, and papers that report it report a maximum over test images.",
     "Every number is the mean over n seeds, which draw labels and training anew; under it stands the range over them.",
-    f"AUROC: how often the loss of a right label is smaller than that of a wrong one, over all labels of up to "
-    f"{LOOKED_AT:,} training images, under the net's last weights. Label precision and recall: of the labels that a "
+    "AUROC: how often the loss of a right label is smaller than that of a wrong one, over all labels of up to "
+    f"{LOOKED_AT:,} training images, under the net's last weights; for a selection, of the scores that it gave all "
+    "labels, which are of other nets, and for incv of nets that had not seen these labels.",
+    "Label precision and recall: of what a selection keeps, whatever is done with it later; else of the labels that a "
     "method still trains on at its end, for methods that leave some out; for coteaching those of smallest loss among "
     "all that are looked at, the share that it keeps at its end, averaged over its two nets. Wrong labels said: how "
     "often the net predicts the wrong label of a training image. All of these read the clean labels to know; no method "
@@ -37,7 +41,8 @@ _RULES: Final = (
 )
 _BUDGET_RULES: Final = {
     "epochs": "Every method goes over what it streams equally often: over all examples, or, for methods that see an "
-    "image with all its labels at once, over all images.",
+    "image with all its labels at once, over all images. After a selection a method sees as many examples as without "
+    "one, in more passes over fewer (column epochs); what the selection trains before comes on top.",
     "time": "Every method sees as many examples as it can in the time that the slowest one trained for equal epochs, "
     "at the speed that its fastest seed had there, evaluations left out; in whole steps. A method that costs twice as "
     "much a step stands beside a baseline that trains twice as long.",

@@ -278,7 +278,10 @@ def claim(comparison: Comparison) -> None:
     """
     out, now = comparison.place.out, description(comparison)
     if (out / FILE).exists():
-        before = json.loads((out / FILE).read_text(encoding="utf-8"))
+        try:
+            before = json.loads((out / FILE).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"{out / FILE} is damaged ({error}); give another --out") from None
         changes = difference(before, now, free={"methods", "seeds", "equal_time"})
         if changes:
             raise UserError(f"{out} holds another comparison ({'; '.join(changes)}); give another --out")

@@ -21,7 +21,8 @@ def select_rsl(task: Task) -> Selection:
     """Train on all examples, then keep those of smallest mean loss, class by observed class.
 
     The noise rates of the observed classes are those of the law, or all the one that is given, or that is estimated
-    where the law does not say it. Where a law contradicts the conditions under which small losses are right labels, a
+    where the law does not say it. How many images each class has is known with the law; where one rate stands for all,
+    as many as carry its label. Where a law contradicts the conditions under which small losses are right labels, a
     warning says so, whoever says the rates.
 
     Source: Gui et al. 2021 (RSL, arXiv 2106.09291).
@@ -35,6 +36,8 @@ def select_rsl(task: Task) -> Selection:
     num_classes, source = task.dataset.num_classes, task.dataset.train.source_labels
     prior = np.bincount(source[: task.num_images], minlength=num_classes) / task.num_images
     rates, said = noise_rates(task, prior)
+    if "noise_ratio" in said:  # one rate for all, and nobody has counted the classes
+        prior = np.bincount(labels[candidates], minlength=num_classes) / candidates.sum()
     num_candidates = int(candidates.sum())
     epochs = task.recipe.select_epochs or task.epochs
     recipe = task.phase(num_candidates, epochs, example_losses=True)

@@ -194,6 +194,12 @@ def test_a_folder_of_other_things_is_left_alone(tmp_path: Path, name: str) -> No
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
+def test_a_comparison_whose_description_is_damaged_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "compare.json").write_text('{"a":')
+    with pytest.raises(UserError, match=r"compare\.json is damaged .*; give another --out"):
+        claim(comparison(tmp_path, "plain"))
+
+
 def test_selections_and_meta_learning_take_part(tmp_path: Path) -> None:
     own = {"select_epochs": 30.0, "select_rate": 0.5, "mlnt_sets": 1, "mlnt_order": "first"}
     rows = {each["entry"]: each for each in run(comparison(tmp_path / "out", "rsl", "incv", "mlnt", own=own))}
