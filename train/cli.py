@@ -287,7 +287,11 @@ def train(
         Option(help="Length of the run in examples (images for h_alpha, histogram, marginal) [default: the recipe's]"),
     ] = None,
     epochs: Annotated[
-        float | None, Option(help="Length of the run in passes over the data, in place of --examples [default: none]")
+        float | None,
+        Option(
+            help="Length of the run in passes over all data, after a selection too, in place of --examples "
+            "[default: none]"
+        ),
     ] = None,
     seed: Annotated[int | None, Option(help="Draws order, augmentation and weights [default: 0]")] = None,
     noise_seed: Annotated[int | None, Option(help="Draws the noisy labels [default: the shards' own, or 0]")] = None,
