@@ -37,6 +37,13 @@ def test_the_readme_begins_with_the_two_commands() -> None:
     assert commands()[:2] == ["tools/demo", "tools/test"]
 
 
+def test_git_ignores_what_the_commands_write() -> None:
+    folders = set(re.findall(r"--out (\S+/\S+)", "\n".join(commands())))
+    assert "data/imagenet" in folders
+    done = subprocess.run(["git", "check-ignore", *folders], cwd=ROOT, capture_output=True, text=True)
+    assert set(done.stdout.split()) == folders
+
+
 def to_run() -> list[str]:
     return [command for command in commands() if command not in ELSEWHERE]
 
