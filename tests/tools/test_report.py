@@ -68,6 +68,15 @@ def test_a_readme_without_marks_is_refused_and_left_alone(tmp_path: Path) -> Non
     assert copy.read_text() == "nothing here\n"
 
 
+@pytest.mark.parametrize("name", ["nope.md", "", "data.bin"])
+def test_a_readme_that_cannot_be_read_is_a_mistake_of_one_line(name: str, tmp_path: Path) -> None:
+    (tmp_path / "data.bin").write_bytes(b"\xff\xfe")
+    done = report("--readme", str(tmp_path / name), "--check")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith(f"error: --readme {tmp_path / name} cannot be read (")
+    assert "give the file that holds the tables" in done.stderr
+
+
 def test_every_figure_that_was_run_has_its_protocol_seeds_hours_and_command_in_the_readme() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8").split("<!-- report:figures -->")[1]
     text = text.split("<!-- report:end -->")[0]
