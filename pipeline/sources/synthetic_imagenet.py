@@ -98,6 +98,8 @@ def write_synthetic_imagenet(
             f"--images {num_images:,} ({num_val:,} for validation) with --classes {num_classes:,}: "
             "every class needs at least one of each"
         )
+    if not 0 <= seed < 2**64:
+        raise UserError(f"--seed {seed}: give a whole number in [0, 2^64)")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not empty; remove it, or give another --out")
     photos = _read_photos()

@@ -42,6 +42,7 @@ def test_a_synthetic_imagenet_builds_into_shards_with_its_bytes_untouched(tmp_pa
         (["synthetic-imagenet"], "error: synthetic-imagenet needs --out DIR, the folder to write"),
         (["mnist", "--images", 5], "error: --images is for synthetic-imagenet only; mnist comes as it is"),
         (["synthetic-imagenet", "--out", "x", "--classes", 0], "error: --classes 0: give 1 to 10,000"),
+        (["synthetic-imagenet", "--out", "x", "--seed", -1], "error: --seed -1: give a whole number in [0, 2^64)"),
         ([], "Missing argument"),
     ],
 )

@@ -96,11 +96,14 @@ def test_photos_keep_the_statistics_of_natural_images(source: Source) -> None:
         ({"num_classes": 10_001}, "--classes 10001: give"),
         ({"num_images": 3, "num_classes": 4}, "every class needs at least one"),
         ({"num_images": 8, "num_classes": 4, "num_val": 3}, "every class needs at least one"),
+        ({"seed": -1}, r"--seed -1: give a whole number in \[0, 2\^64\)"),
+        ({"seed": 2**64}, "--seed 18446744073709551616: give"),
     ],
 )
 def test_numbers_out_of_range_are_refused(arguments: dict[str, int], message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
         write_synthetic_imagenet(tmp_path / "x", **arguments)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:
