@@ -83,10 +83,27 @@ def test_an_unknown_stage_lists_the_menu() -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("labels --shards /nope", "--shards is for load, load-small, train; stage labels takes none: leave it out"),
+        ("load-alpha --shards /nope", "--shards is for load, load-small, train; stage load-alpha takes none"),
+        ("load --model conv4", "--model is for train; stage load takes none"),
+        ("open --batch 256", "--batch is for load, load-alpha, load-small, train; stage open takes none"),
+        ("methods --compile", "--compile is for train; stage methods takes none"),
+        ("order --peak-tflops 989", "--peak-tflops is for train; stage order takes none"),
+    ],
+)
+def test_a_flag_of_another_stage_is_refused(arguments: str, message: str) -> None:
+    done = bench(*arguments.split(), "--no-save")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith(f"error: {message}")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["open", "load-small"])
 def test_a_stage_runs_and_shows_every_variant(stage: str) -> None:
-    done = bench(stage, "--rounds", "3", "--no-save", "--batch", "256")
+    done = bench(stage, "--rounds", "3", "--no-save")
     assert done.returncode == 0, done.stderr
     assert "ours/" in done.stdout
 
