@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -29,6 +30,8 @@ def run(command: Callable[..., Any], *, name: str | None = None) -> NoReturn:
         command: A function with Typer's annotations; its docstring is the help text.
         name: What `--help` calls the program; its file's name by default.
     """
+    if callable(signal.getsignal(signal.SIGINT)):  # a tool ended at once while it was imported; ignored stays ignored
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     app.command(no_args_is_help=False)(command)
     try:
