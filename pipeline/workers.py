@@ -6,6 +6,7 @@ import multiprocessing
 import multiprocessing.util
 import os
 import pickle
+import signal
 import sys
 import tempfile
 import threading
@@ -57,7 +58,7 @@ def spread(shared: Shared, workers: int, *, threads: int | None = None) -> Itera
         with ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(handover,)) as pool:
 
             def run(function: Callable[[Shared, Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:
-                with _environment(_THREADS, threads):  # a process reads it when it starts, which is now
+                with _environment(_THREADS, threads), _interrupts_later():  # a process has both from its start, now
                     return pool.map(_call, [function] * len(tasks), tasks)
 
             try:
@@ -89,13 +90,26 @@ def _environment(names: Sequence[str], value: int | None) -> Iterator[None]:
                 os.environ[name] = own
 
 
+@contextmanager
+def _interrupts_later() -> Iterator[None]:
+    """Keep Ctrl-C from the processes started in this block until `_start_worker`; this one gets it afterwards."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 _shared: Any  # set once in each worker process
+_busy = _interrupted = False
 
 
 def _start_worker(handover: Path) -> None:
     global _shared
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     multiprocessing.util.Finalize(None, _exit, exitpriority=0)
+    signal.signal(signal.SIGINT, _interrupt)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     _shared = pickle.loads(handover.read_bytes())
 
 
@@ -114,5 +128,20 @@ def _exit_with_parent() -> None:
     os._exit(1)
 
 
+def _interrupt(*_: object) -> None:
+    """End the task that runs, as Ctrl-C does, and those that wait; between tasks the pool would print a traceback."""
+    global _interrupted
+    _interrupted = True
+    if _busy:
+        raise KeyboardInterrupt
+
+
 def _call(function: Callable[[Any, Any], Any], task: Any) -> Any:
-    return function(_shared, task)
+    global _busy
+    _busy = True
+    try:
+        if _interrupted:
+            raise KeyboardInterrupt
+        return function(_shared, task)
+    finally:
+        _busy = False

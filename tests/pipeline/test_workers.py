@@ -31,6 +31,18 @@ def test_results_come_in_the_order_of_the_tasks_and_nothing_stays(handovers: Pat
     assert list(handovers.iterdir()) == []
 
 
+def test_an_interrupt_ends_what_workers_have_to_do_without_a_word_of_theirs(capfd: pytest.CaptureFixture[str]) -> None:
+    with spread(10, 2) as run:
+        assert list(run(operator.sub, range(20))) == [10 - task for task in range(20)]
+        for worker in multiprocessing.active_children():
+            assert worker.pid
+            os.kill(worker.pid, signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            list(run(operator.sub, range(20)))
+    assert multiprocessing.active_children() == []
+    assert capfd.readouterr() == ("", "")
+
+
 @pytest.mark.parametrize("name", ["OMP_NUM_THREADS", "NUMBA_NUM_THREADS"])
 @pytest.mark.parametrize("own", [None, "2"])
 def test_only_the_workers_have_the_number_of_threads(

@@ -222,6 +222,33 @@ def test_the_tool_survives_the_death_of_a_worker_and_its_own(tmp_path: Path) -> 
     assert content(tmp_path / "out") == content(tmp_path / "undisturbed")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", ["--workers 2 --force", "--format ffcv"])
+def test_a_build_that_is_interrupted_says_that_the_same_command_goes_on_and_it_does(flags: str, tmp_path: Path) -> None:
+    if "--force" in flags:
+        assert build_shards("--clean", 50, "--out", tmp_path / "out").returncode == 0
+    arguments = ["synthetic", "--alpha", "9", *flags.split(), "--out", str(tmp_path / "out")]
+    process = subprocess.Popen(
+        [TOOL, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "out").glob(".dilute-build/train-*.npz")):
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out.strip(), err) == (130, "stopped; the same command goes on from here", "")
+    assert not (tmp_path / "out" / FILE_NAME).exists()
+    noted = [path.stem for path in (tmp_path / "out").glob(".dilute-build/train-*.npz")]
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.tar") if path.stem in noted}
+    assert build_shards(*arguments).returncode == 0
+    assert {path: path.stat().st_mtime_ns for path in written} == written
+    source = open_source("synthetic")
+    options = Options("ffcv" if "ffcv" in flags else "webdataset")
+    build(plan_build(source, dilute(source, alpha=9), options), tmp_path / "undisturbed")
+    assert content(tmp_path / "out") == content(tmp_path / "undisturbed")
+
+
 def test_help_names_every_flag_and_its_default() -> None:
     found = build_shards("--help")
     assert (found.returncode, found.stderr) == (0, "")
