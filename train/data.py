@@ -7,6 +7,7 @@ import zlib
 from pathlib import Path
 from typing import Any, Final
 
+from pipeline.claim import STATE
 from pipeline.dataset import DilutedSet, ShardSplit, dilute, open_shards, view
 from pipeline.errors import UserError
 from pipeline.laws import Law, law_to_json
@@ -60,9 +61,8 @@ def open_data(
     if shards is not None:
         if source is not None:
             raise UserError(f"--shards {shards} and --source {source}: the images come from one of them, leave one out")
-        if "://" not in str(shards) and not (Path(shards) / FILE_NAME).exists():
-            build = f"{build_command(name)} --out {shards}"
-            raise UserError(f"{shards} holds no finished data set; '{build}' builds it, or give another --shards")
+        if "://" not in str(shards):
+            _check_finished(Path(shards), name)
         dataset = open_shards(shards, check_reads=check_reads)
         if dataset.name != name:
             raise UserError(f"{shards} holds {dataset.name}, not {name}; give its own shards, or train {dataset.name}")
@@ -83,6 +83,20 @@ def open_data(
         raise UserError(f"no --alpha for {name}; give the number of noisy labels per clean one, 0 or more")
     made = dilute(clean_set, alpha=alpha, law=law, noise_seed=noise_seed or 0, clean=clean, foreign=foreign)
     return _shown(made, size, augment)
+
+
+def _check_finished(shards: Path, name: str) -> None:
+    if (shards / FILE_NAME).exists():
+        return
+    if shards.is_file():
+        raise UserError(f"{shards} is a file; give --shards a folder that tools/build_shards wrote")
+    if (shards / STATE).is_dir():
+        raise UserError(
+            f"{shards} holds no finished data set: a build was begun there and is not finished; the same "
+            "tools/build_shards command goes on with it, or give another --shards"
+        )
+    build = f"{build_command(name)} --out {shards}"
+    raise UserError(f"{shards} holds no finished data set; '{build}' builds it, or give another --shards")
 
 
 def _shown(dataset: DilutedSet, size: int | None, augment: bool) -> DilutedSet:

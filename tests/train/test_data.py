@@ -60,6 +60,25 @@ def test_an_unfinished_build_is_no_data_set(shards: Path) -> None:
     assert open_data("synthetic").formula.alpha == 3
 
 
+def test_what_is_no_finished_data_set_is_called_what_it_is(shards: Path) -> None:
+    Path("file").write_text("mine")
+    for file in ("file", shards / "dataset.json"):
+        with pytest.raises(
+            UserError, match=rf"^{file} is a file; give --shards a folder that tools/build_shards wrote$"
+        ):
+            open_data("synthetic", shards=file)
+    with pytest.raises(UserError, match=r"^no holds no finished data set; 'tools/build_shards synthetic .*--out no' b"):
+        open_data("synthetic", shards="no")
+
+    def killed(stage: str, images: int, num_bytes: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build(plan_build(SOURCE, dilute(SOURCE, alpha=1)), "half", progress=killed)
+    with pytest.raises(UserError, match=r"^half holds no .* not finished; the same tools/build_shards command goes on"):
+        open_data("synthetic", shards="half")
+
+
 def test_no_shards_show_the_command_that_builds_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="tools/build_shards synthetic --alpha 20"):
