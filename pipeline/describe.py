@@ -10,15 +10,20 @@ from rich.table import Table
 from pipeline.dataset import DilutedSet, from_manifest, read_index
 from pipeline.formats.tar import BLOCK_BYTES
 from pipeline.laws import Law, law_to_json, noisy_share
-from pipeline.manifest import Manifest, Shard
+from pipeline.manifest import ENCODINGS, Manifest, Shard, SplitFiles
 from pipeline.storage import Folder, open_folder
 from pipeline.votes import known_vote
 
 
 def bytes_stored(manifest: Manifest) -> int:
     """Return the size of all files of the training split, indexes included, and of the images that noise shows."""
-    splits = [files for name, files in manifest.splits.items() if name != "test"]
-    return sum(file.num_bytes for files in splits for file in (files.index, *files.shards, *files.extras))
+    return sum(
+        file.num_bytes for files in _for_training(manifest) for file in (files.index, *files.shards, *files.extras)
+    )
+
+
+def _for_training(manifest: Manifest) -> list[SplitFiles]:
+    return [files for name, files in manifest.splits.items() if name != "test"]
 
 
 def expanded_bytes(manifest: Manifest, folder: Folder) -> int:
@@ -35,15 +40,16 @@ def summary_table(manifest: Manifest, where: str | Path) -> Table:
     dataset = from_manifest(manifest, folder)
     formula = dataset.formula
     stored = bytes_stored(manifest)
+    kind = f"({manifest.format}, {manifest.layout})"
     noisy = [] if formula.law.replaces else [("labels drawn at random r", f"{noisy_share(formula.alpha):.4f}")]
-    files = f"{num_files(manifest.train.shards)}, {encodings_words(manifest)}"
+    shards = num_files(tuple(shard for files in _for_training(manifest) for shard in files.shards))
     rows = [
         ("data set", f"{manifest.name}: {formula.num_classes} classes, {manifest.test.num_images:,} test images"),
         ("images n" if dataset.observed else "clean images n", f"{formula.num_images:,}"),
         ("labelled examples N = n(1+α)", f"{formula.num_examples:,} (α = {formula.alpha}, {law_words(formula.law)})"),
         *noisy,
         *_truth(manifest, dataset),
-        ("stored for training", f"{stored / 1e6:,.1f} MB in {files} ({manifest.format}, {manifest.layout})"),
+        ("stored for training", f"{stored / 1e6:,.1f} MB in {shards}, {encodings_words(manifest, folder)} {kind}"),
     ]
     if manifest.layout == "shared":
         expanded = expanded_bytes(manifest, folder)
@@ -93,6 +99,9 @@ def num_files(shards: tuple[Shard, ...]) -> str:
     return f"{len(shards)} shard{'' if len(shards) == 1 else 's'}"
 
 
-def encodings_words(manifest: Manifest) -> str:
-    """Say how many images there are of each encoding."""
-    return " + ".join(f"{number:,} {name}" for name, number in manifest.encodings.items())
+def encodings_words(manifest: Manifest, folder: Folder) -> str:
+    """Say how many images are stored for training of each encoding."""
+    tests = read_index(folder, manifest.test.index.name)["encoding"]  # the shorter index: the others may be long
+    of_tests = dict(zip(ENCODINGS, np.bincount(tests, minlength=len(ENCODINGS)).tolist(), strict=True))
+    left = {name: number - of_tests[name] for name, number in manifest.encodings.items()}
+    return " + ".join(f"{number:,} {name}" for name, number in left.items() if number)

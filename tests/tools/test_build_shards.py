@@ -59,7 +59,14 @@ def test_the_tool_writes_the_default_data_set_where_it_says(undisturbed: dict[st
     found = build_shards("--alpha", 2, "--clean", 50, cwd=tmp_path)
     assert (found.returncode, found.stderr) == (0, "")
     assert content(tmp_path) == {f"shards/mnist5k-alpha2/{name}": data for name, data in undisturbed.items()}
-    for words in ("50", "150 (α = 2, uniform)", "0.6667", "right labels", "MB in 1 shard", "shards/mnist5k-alpha2"):
+    for words in (
+        "50",
+        "150 (α = 2, uniform)",
+        "0.6667",
+        "right labels",
+        "MB in 1 shard, 50 png (w",
+        "shards/mnist5k-alpha2",
+    ):
         assert words in found.stdout
     again = build_shards("--alpha", 2, "--clean", 50, cwd=tmp_path)
     assert again.returncode == 0

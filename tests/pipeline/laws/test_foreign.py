@@ -25,6 +25,7 @@ from pipeline.builder import build
 from pipeline.console import run
 from pipeline.counts import Counts
 from pipeline.dataset import DamagedImageError, DilutedSet, dilute, open_shards, view
+from pipeline.describe import summary_table
 from pipeline.errors import UserError
 from pipeline.laws import Foreign, Formula, Law, Uniform, White
 from pipeline.loaders import open_batches, open_evaluation
@@ -201,6 +202,10 @@ def test_shards_show_what_memory_shows_and_store_no_label_of_noise(law: str, for
     assert verify(tmp_path) == []
     assert manifest.num_right == N
     assert manifest.formula == memory.formula
+    num_shards, num_stored = (2, N + M) if law == "foreign" else (1, N)
+    (words,) = [cell for cell in map(str, summary_table(manifest, tmp_path).columns[1].cells) if " MB in " in cell]
+    assert f"{num_shards} shard" in words
+    assert f", {num_stored} " in words
     assert not any(b".labels.npy" in path.read_bytes() for path in tmp_path.glob("*.tar"))
     shards = open_shards(tmp_path)
     for a, b in zip(everything(shards), everything(memory), strict=True):
