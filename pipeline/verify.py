@@ -30,6 +30,7 @@ from pipeline.storage import Folder, open_folder
 from pipeline.stream import copies_in_pass, expanded_rows
 from pipeline.workers import Run, spread
 
+_REST: Final = "; the rest of the shard was not checked"
 _BETON_PART: Final = 2_048  # images that are checked together
 
 
@@ -222,7 +223,7 @@ def _check_records(
                     member = next(members, None)
                     if member is None or member.name != f"{keys[row]}.{suffix}":
                         found = "the end" if member is None else f"'{member.name}'"
-                        yield Problem(name, image_id, f"{found} stands where its .{suffix} should")
+                        yield Problem(name, image_id, f"{found} stands where its .{suffix} should{_REST}")
                         return
                     file = archive.extractfile(member)
                     data = file.read() if file else b""
@@ -238,7 +239,7 @@ def _check_records(
     except UserError:
         raise  # the storage refuses: that says nothing of the shard
     except (tarfile.TarError, OSError, ValueError) as error:
-        yield Problem(name, None, f"cannot be read as an archive: {error}")
+        yield Problem(name, None, f"cannot be read as an archive: {error}{_REST}")
         return
     stem = name.removesuffix(".tar")
     yield from _check_rows(checked.folder, part, f"{stem}.idx", dali_rows)
@@ -263,7 +264,7 @@ def _read_dictionary(
             or member.name != f"__labels__/{label:04d}.lbl"
             or file.read() != struct.pack("<i", label)
         ):
-            return offsets, Problem(part.shard.name, None, f"its dictionary of labels lacks class {label}")
+            return offsets, Problem(part.shard.name, None, f"its dictionary of labels lacks class {label}{_REST}")
         offsets.append(member.offset_data)
     return offsets, None
 
@@ -305,7 +306,9 @@ def _check_beton(checked: _Checked, part: _Part) -> tuple[list[Problem], Counts]
         try:
             data = view[offset : offset + int(record["size"])]
         except DamagedImageError:
-            problems.append(Problem(name, part.first + row, "it lies behind the end of the file"))
+            last = part.first + len(part.records) - 1
+            reason = f"it lies behind the end of the file; images from it to {last} were not checked"
+            problems.append(Problem(name, part.first + row, reason))
             break
         if reason := _check_image(data, record):
             problems.append(Problem(name, part.first + row, reason))

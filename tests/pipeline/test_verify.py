@@ -319,6 +319,19 @@ def test_a_wrong_dali_index_is_found(folder: Path) -> None:
     assert verify(folder) == [Problem(path.name, None, "does not describe train-000001.tar")]
 
 
+def test_where_a_shard_cannot_be_followed_further_the_rest_is_said_not_to_be_checked(folder: Path) -> None:
+    shard = folder / "train-000001.tar"
+    with tarfile.open(shard) as archive:
+        kept = [(member, archive.extractfile(member).read()) for member in archive]  # type: ignore[union-attr]
+    with tarfile.open(shard, "w", format=tarfile.USTAR_FORMAT) as archive:
+        for member, data in kept:
+            if member.name != "000000007.cls":
+                archive.addfile(member, io.BytesIO(data))
+    reseal(folder)
+    found = "'000000007.labels.npy' stands where its .cls should"
+    assert verify(folder)[0] == Problem(shard.name, 7, f"{found}; the rest of the shard was not checked")
+
+
 def test_a_record_too_many_is_found(folder: Path) -> None:
     path = folder / "test-000000.tar"
     with tarfile.open(path, "a", format=tarfile.USTAR_FORMAT) as archive:
