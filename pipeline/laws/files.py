@@ -127,8 +127,13 @@ def _read_npy(path: Path) -> Array:
         array = np.load(path, allow_pickle=False)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; give a file that does") from None
-    except Exception as error:  # NumPy raises ValueError, EOFError, MemoryError, TokenError … on a bad header
-        raise UserError(f"{path} cannot be read as .npy: {error}") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}; give a readable file") from None
+    except Exception:  # NumPy raises ValueError, EOFError, MemoryError, TokenError … on a bad header
+        raise UserError(
+            f"{path} cannot be read as .npy: it is damaged, or holds no array of numbers; write it with numpy.save, "
+            "or give a .csv file"
+        ) from None
     if not isinstance(array, Array):
         raise UserError(f"{path} holds several arrays; give a .npy file with one")
     return array

@@ -122,7 +122,7 @@ class Matrix(TableLaw):
         transition: T, float64; rows sum to 1 within 1e-6 and are normalised.
 
     Raises:
-        UserError: If a row is no distribution, or T changes no label.
+        UserError: If a row is no distribution.
     """
 
     name: ClassVar[str] = "matrix"
@@ -140,20 +140,19 @@ class Matrix(TableLaw):
                 f"row {row} of the transition matrix sums to {sums[row]:.9g} (smallest entry {matrix[row].min():.6g}); "
                 "every row (true class) needs entries >= 0 that sum to 1"
             )
-        if (1 - np.diagonal(matrix) / sums).max() < _SMALLEST_RATE:
-            raise UserError("the transition matrix is the identity: no label would change; give alpha 0 without a law")
 
     def check(self, *, num_classes: int, alpha: int) -> None:
-        """Check that the matrix is of these classes.
+        """Check that the matrix is of these classes, and changes labels.
 
         Raises:
             UserError: If not.
         """
         super().check(num_classes=num_classes, alpha=alpha)
-        if len(self.transition.array) != num_classes:
-            raise UserError(
-                f"the transition matrix is of {len(self.transition.array)} classes; the data set has {num_classes}"
-            )
+        matrix = self.transition.array
+        if len(matrix) != num_classes:
+            raise UserError(f"the transition matrix is of {len(matrix)} classes; the data set has {num_classes}")
+        if (1 - np.diagonal(matrix) / matrix.sum(axis=1)).max() < _SMALLEST_RATE:
+            raise UserError("the transition matrix is the identity: no label would change; give alpha 0 without a law")
 
     def draws(self, alpha: int, num_classes: int) -> Float64[Array, "k k"]:
         """Return T as it was given; the table normalises its rows."""

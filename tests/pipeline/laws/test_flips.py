@@ -69,7 +69,9 @@ def test_a_matrix_may_be_any_mixture_of_relabellings(permutations: list[list[int
     matrix = np.mean([np.eye(num_classes)[list(p)] for p in permutations], axis=0)
     if (np.diagonal(matrix) == 1).all():
         with pytest.raises(UserError, match="identity"):
-            Matrix(StoredArray(matrix))
+            Matrix(StoredArray(matrix)).check(num_classes=num_classes, alpha=0)
+        with pytest.raises(UserError, match=f"is of {num_classes} classes; the data set has {num_classes + 1}"):
+            Matrix(StoredArray(matrix)).check(num_classes=num_classes + 1, alpha=0)
         return
     law = Matrix(StoredArray(matrix))
     np.testing.assert_array_equal(law.matrix(0, num_classes), matrix)
@@ -97,7 +99,7 @@ def test_rows_of_a_matrix_that_sum_to_nearly_1_are_normalised() -> None:
 )
 def test_what_is_no_transition_matrix_is_refused(matrix: list[list[float]], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        Matrix(StoredArray(np.array(matrix)))
+        Matrix(StoredArray(np.array(matrix))).check(num_classes=2, alpha=0)
 
 
 def test_flips_of_different_seeds_and_images_differ() -> None:
