@@ -226,7 +226,11 @@ def read_manifest(where: Folder | str | Path) -> Manifest:
             f"{folder} holds no finished data set ({FILE_NAME} is missing); "
             "give a folder that tools/build_shards wrote, or run it again to finish"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except NotADirectoryError:
+        raise UserError(f"{folder} is a file; give the folder of a data set, as tools/build_shards wrote it") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}; give a folder whose files can be read") from None
+    except UnicodeDecodeError as error:
         raise UserError(f"{path} cannot be read ({error}); build the data set again with --force") from None
     try:
         with_array = json.loads(text)["law_array"] is not None

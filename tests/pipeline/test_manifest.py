@@ -214,6 +214,17 @@ def test_a_folder_without_a_manifest_is_called_unfinished(tmp_path: Path) -> Non
         read_manifest(tmp_path)
 
 
+def test_what_cannot_be_opened_is_no_reason_to_build_again(tmp_path: Path) -> None:
+    file = tmp_path / FILE_NAME
+    file.write_text(to_json(MANIFEST))
+    with pytest.raises(UserError, match=rf"^{file} is a file; give the folder of a data set"):
+        read_manifest(file)
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(UserError, match=r"dataset.json cannot be read: Is a directory; give a folder whose files"):
+        read_manifest(tmp_path)
+
+
 def test_a_manifest_that_is_no_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / FILE_NAME).write_bytes(b"\xff\xfe")
     with pytest.raises(UserError, match=r"dataset.json cannot be read .* build the data set again"):

@@ -85,5 +85,5 @@ def test_what_cannot_be_verified_is_an_error_of_one_line(folder: Path, damage: s
     assert found.stderr.count("\n") == 1
     assert str(target) in found.stderr
     newer = f"format version {FORMAT_VERSION + 1}; this Dilute reads {FORMAT_VERSION}: use"
-    words = {"newer": newer, "flipped": "was changed", "none": "missing"}
+    words = {"newer": newer, "flipped": "was changed", "none": "missing", "a file": "is a file; give the folder"}
     assert words.get(damage, "") in found.stderr
