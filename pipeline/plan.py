@@ -185,7 +185,7 @@ def name_image(split: ImageSplit, image_id: int) -> dict[str, Any]:
     """Say where the source keeps an image, as the quarantine list has it."""
     source = int(split.source_ids[image_id])
     name = split.split.name_of(source) if isinstance(split, MemorySplit) else f"image {source}"
-    return {"source": source, "name": name}
+    return {"source": source, "name": name.encode(errors="backslashreplace").decode()}  # a manifest is text
 
 
 def _left(split: ImageSplit, bad: list[int]) -> ImageSplit:

@@ -214,13 +214,20 @@ def open_tree(root: Path, part: str, classes: Sequence[str]) -> FileSplit:
 
 
 def check_classes(classes: Sequence[str], where: Path) -> None:
-    """Refuse a number of classes that labels cannot count.
+    """Refuse a number of classes that labels cannot count, and names that a manifest cannot hold.
 
     Raises:
-        UserError: If there is none, or there are more than 65,536.
+        UserError: If there is none, there are more than 65,536, or a name is no UTF-8 text.
     """
     if not 0 < len(classes) <= MAX_CLASSES:
         raise UserError(f"{where}: {len(classes):,} class folders; allowed are 1 to {MAX_CLASSES:,}")
+    if (number := first_no_text(classes)) is not None:
+        raise UserError(f"{where}: the name of class folder {classes[number]!r} is no UTF-8 text; rename it")
+
+
+def first_no_text(names: Sequence[str]) -> int | None:
+    """Return the place of the first name, as `os.fsdecode` gives it, whose bytes are no UTF-8 text; None if all are."""
+    return next((number for number, name in enumerate(names) if any("\ud800" <= c <= "\udfff" for c in name)), None)
 
 
 def _names_of_class(folder: Path) -> list[str]:

@@ -16,7 +16,7 @@ from jaxtyping import UInt16
 from numpy import ndarray as Array
 
 from pipeline.errors import UserError
-from pipeline.sources.files import FileSplit
+from pipeline.sources.files import FileSplit, first_no_text
 
 _LABELLED: Final = re.compile(r"(.*\S)\s+(-?[0-9]+)")
 
@@ -40,7 +40,7 @@ class ListedSplit(FileSplit):
 
 
 def read_lines(path: Path) -> list[str]:
-    """Return the lines of a list; line 1 comes first, and empty ones at the end are left out.
+    """Return the lines of a list, decoded as file names are; line 1 comes first, empty ones at the end are left out.
 
     Raises:
         UserError: If it is missing, cannot be read, or has no line or an empty one.
@@ -132,11 +132,16 @@ def class_names(path: Path, num_classes: int) -> tuple[str, ...]:
     """Return the lines of a file of class names, or the numbers of the classes where there is none.
 
     Raises:
-        UserError: If it has another number of lines, or cannot be read.
+        UserError: If it has another number of lines, one that is no UTF-8 text, or cannot be read.
     """
     if not path.exists():
         return tuple(map(str, range(num_classes)))
     names = read_lines(path)
+    if (number := first_no_text(names)) is not None:
+        raise UserError(
+            f"{path}: line {number + 1} is {names[number]!r}, no UTF-8 text; give the original file, convert it, "
+            "or leave it out"
+        )
     if len(names) != num_classes:
         raise UserError(
             f"{path}: {len(names):,} names for {num_classes:,} classes; give the original file, or leave it out"

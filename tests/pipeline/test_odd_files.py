@@ -162,6 +162,13 @@ def test_skipped_files_are_listed_and_the_order_of_the_others_stays(
     assert read_manifest(tmp_path / "out") == manifest
 
 
+def test_a_bad_file_whose_name_is_no_text_is_left_out_like_others(tmp_path: Path) -> None:
+    source = open_source("folder", write_tree(tmp_path / "in", more={"train/a/\udce9.jpg": b""}))
+    manifest = build(plan(source, on_bad="skip"), tmp_path / "out")
+    assert [entry["name"] for entry in manifest.quarantine] == ["train/a/\\udce9.jpg"]
+    assert read_manifest(tmp_path / "out") == manifest
+
+
 def test_skipping_by_headers_says_which_check_finds_the_rest(spoilt: Source, tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"damaged\.png: does not decode.*; mend or remove it, or give --check decode to"

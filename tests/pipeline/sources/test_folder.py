@@ -169,6 +169,10 @@ def test_val_is_the_test_split_where_test_has_no_classes(tmp_path: Path) -> None
         (["train/a/1.jpg", "train/a/2.bmp", "test/a/1.jpg"], r"train/a/2\.bmp: an image of a kind that is not read"),
         (["train/a/1.jpg", "train/a/2.TIFF", "test/a/1.jpg"], r"train/a/2\.TIFF: an image of a kind"),
         (["train/1.jpg", "test/a/1.jpg"], "train: 0 class folders; allowed are 1 to 65,536"),
+        (
+            ["train/\udce9/1.jpg", "test/\udce9/1.jpg"],
+            r"train: the name of class folder '\\udce9' is no UTF-8 text; rename",
+        ),
     ],
 )
 def test_another_tree_is_refused(names: list[str], message: str, tmp_path: Path) -> None:

@@ -164,6 +164,14 @@ def test_line_ends_and_empty_lines_at_the_end_do_not_matter(ending: str, tmp_pat
     assert read_labels(path, 14) == {"images/0/a b.jpg": 5, os.fsdecode(b"images/\xff.jpg"): 13}
 
 
+def with_a_latin_letter(file: str) -> Callable[[Path], None]:
+    def change(root: Path) -> None:
+        first, second, rest = (root / file).read_bytes().split(b"\n", 2)
+        (root / file).write_bytes(b"\n".join([first, second + b"\xe9", rest]))
+
+    return change
+
+
 def edited(file: str, edit: Callable[[list[str]], list[str]]) -> Callable[[Path], None]:
     """Return what changes the lines of a file."""
 
@@ -208,6 +216,10 @@ BROKEN: dict[str, list[tuple[Callable[[Path], None], str]]] = {
         (edited(TRAIN, lambda lines: [lines[0], "", *lines[1:]]), r"line 2 is empty; get the original file"),
         (edited(TRAIN, lambda lines: []), r"train_filelist_google\.txt: line 1 is empty"),
         (edited("info/synsets.txt", lambda lines: lines[:-1]), r"synsets\.txt: 999 names for 1,000 classes; give the"),
+        (
+            with_a_latin_letter("info/synsets.txt"),
+            r"synsets\.txt: line 2 is 'n0.*\\udce9', no UTF-8 text; give the orig",
+        ),
     ],
     "mini_webvision": [
         (edited(TRAIN, lambda lines: lines[-2:]), r"google\.txt lists no image of the classes 0 to 49"),
@@ -255,6 +267,10 @@ BROKEN: dict[str, list[tuple[Callable[[Path], None], str]]] = {
             for part, line in (("train", 4), ("val", 3), ("test", 5))
         ),
         (edited("category_names_eng.txt", lambda lines: [*lines, "Sock"]), r"15 names for 14 classes"),
+        (
+            with_a_latin_letter("category_names_eng.txt"),
+            r"eng\.txt: line 2 is 'Shirt\\udce9', no UTF-8 text; .*leave it",
+        ),
     ],
 }
 
