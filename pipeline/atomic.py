@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import BinaryIO, cast
 
 from pipeline.direct import DirectFile
@@ -31,3 +32,18 @@ def write_file(path: Path, data: bytes) -> None:
     """Write a small file so that it is there whole or not at all."""
     with replacing(path) as file:
         file.write(data)
+
+
+def check_writable(folder: Path) -> None:
+    """Find out whether files can be written in a folder, or where it is to be made; nothing is left behind.
+
+    Raises:
+        OSError: If they cannot.
+    """
+    try:
+        folder.stat()
+    except FileNotFoundError:
+        check_writable(folder.parent)
+    else:
+        with TemporaryFile(dir=folder):
+            pass

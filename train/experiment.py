@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 from numpy import ndarray as Array
 
+from pipeline.atomic import check_writable
 from pipeline.console import console
 from pipeline.dataset import DilutedSet
 from pipeline.errors import UserError
@@ -33,7 +34,7 @@ from train.metrics import Display, Log
 from train.outcome import defined, outcome
 from train.process import settle
 from train.recipes import Recipe
-from train.run_folder import RunFolder
+from train.run_folder import RunFolder, begun
 from train.select import SELECTORS, Judged, Part, Selection, Task
 from train.select.selection import (
     check_selection,
@@ -110,12 +111,13 @@ def _run_experiment(
     precision = world.together(lambda: resolve_precision(recipe.precision, device))
     recipe = dataclasses.replace(recipe, precision=precision)
     learner = world.together(lambda: build_learner(recipe, dataset, device))
-    parts = world.together(lambda: parts_of(recipe, dataset, learner, folder if resume else None, world.size))
+    before = world.together(lambda: begun(folder) if resume else None)
+    parts = world.together(lambda: parts_of(recipe, dataset, learner, before, world.size))
     learner.accumulate = int(*world.largest(parts))
     learner.join(world)
     recipe = dataclasses.replace(recipe, accumulate=learner.accumulate)
     if save_confusion is not None:
-        finished = resume and (folder / "result.json").exists()
+        finished = before is not None and (before / "result.json").exists()
         held_out = len(held_out_images(recipe, dataset))
         world.together(lambda: check_confusion_file(save_confusion, held_out, finished=finished))
     method, batches = world.together(lambda: training_of(recipe, dataset, learner, part))
@@ -364,13 +366,17 @@ def check_confusion_file(path: Path, num_held_out: int, *, finished: bool) -> No
         finished: Whether the run is over, so that the file may be its own.
 
     Raises:
-        UserError: If the file is of another type or exists, or no images are held out.
+        UserError: If the file is of another type, exists or cannot be written, or no images are held out.
     """
     check_matrix_path(path)
     if not num_held_out:
         raise UserError(f"--save-confusion {path} is measured on held-out images, and there are none: raise --val-frac")
-    if path.exists() and not finished:
-        raise UserError(f"--save-confusion {path}: the file exists already; give the name of one that does not")
+    try:
+        if path.exists() and not finished:
+            raise UserError(f"--save-confusion {path}: the file exists already; give the name of one that does not")
+        check_writable(path.parent)
+    except OSError as error:
+        raise UserError(f"--save-confusion {path} cannot be written ({error.strerror}); give another file") from None
 
 
 def write_confusion(path: Path, recipe: Recipe, dataset: DilutedSet, learner: Learner) -> None:

@@ -17,6 +17,8 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import Any, Final
@@ -41,14 +43,19 @@ class RunFolder:
         facts: What else versions.json is to say of this process, plain values.
 
     Raises:
-        UserError: If there is a run and `resume` is not set, the run is another one, another process works on it, or
-            the folder holds something else.
+        UserError: If there is a run and `resume` is not set, the run is another one, another process works on it, the
+            folder holds something else, or it cannot be written.
     """
 
     def __init__(
         self, path: Path, config: dict[str, dict[str, Any]], *, resume: bool, facts: dict[str, Any] | None = None
     ) -> None:
         self.path = path
+        with out_named(path):
+            self._open(config, resume=resume, facts=facts or {})
+
+    def _open(self, config: dict[str, dict[str, Any]], *, resume: bool, facts: dict[str, Any]) -> None:
+        path = self.path
         if (path / "config.json").exists():
             if not resume:
                 raise UserError(f"{path} holds a run already; add --resume to go on with it, or give another --out")
@@ -66,7 +73,7 @@ class RunFolder:
             raise UserError(f"another process trains in {path}; wait for it, or give another --out") from None
         if not self.finished:
             entries = self.read("versions.json") if (path / "versions.json").exists() else []
-            self.write("versions.json", [*entries, {**describe_process(), **(facts or {})}])
+            self.write("versions.json", [*entries, {**describe_process(), **facts}])
 
     def close(self) -> None:
         """Let other processes go on with the run."""
@@ -99,6 +106,32 @@ class RunFolder:
                 f"{self.path} holds a run of another recipe ({'; '.join(changes)}); "
                 "resume it with its own flags, or give another --out"
             )
+
+
+@contextmanager
+def out_named(path: Path) -> Iterator[None]:
+    """Say which folder it is where the disk refuses one.
+
+    Args:
+        path: What --out gave.
+
+    Raises:
+        UserError: In place of the system's error.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}); give another --out") from None
+
+
+def begun(path: Path) -> Path | None:
+    """Return a folder if it is there, where a run may go on.
+
+    Raises:
+        UserError: If its name cannot be one.
+    """
+    with out_named(path):
+        return path if path.exists() else None
 
 
 def describe_process() -> dict[str, Any]:

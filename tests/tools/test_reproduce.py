@@ -57,6 +57,16 @@ def test_rows_of_scale_smoke_are_never_saved(tmp_path: Path) -> None:
             path.write_bytes(before)
 
 
+@pytest.mark.parametrize(("name", "why"), [("file", "Not a directory"), ("/proc/x", "No such file or directory")])
+def test_a_folder_that_cannot_be_written_is_one_line_before_anything_runs(tmp_path: Path, name: str, why: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    done = reproduce(tmp_path / name, "fig9", "--scale", "smoke")
+    assert done.returncode == 2
+    assert done.stderr == f"error: {tmp_path / name} cannot be written ({why}); give another --out\n"
+    assert done.stdout == ""
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 @pytest.mark.slow
 def test_a_killed_grid_goes_on_and_finds_what_it_would_have_found(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()

@@ -98,6 +98,9 @@ def test_a_finished_run_measures_again_and_leaves_a_file_of_others_alone(tiny: D
         ("c.txt", 0.25, r"c\.txt is no \.npy or \.csv file"),
         ("c.csv", 0.0, "held-out images, and there are none: raise --val-frac"),
         ("c.csv", 0.001, "held-out images, and there are none: raise --val-frac"),
+        ("mine.csv/c.csv", 0.25, r"cannot be written \(Not a directory\); give another file"),
+        ("/proc/new/c.csv", 0.25, r"cannot be written \(No such file or directory\); give another file"),
+        ("c" * 300 + ".csv", 0.25, r"cannot be written \(File name too long\); give another file"),
     ],
 )
 @pytest.mark.parametrize("resume", [False, True])

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import UserError
-from train.run_folder import RunFolder, commit_of
+from train.run_folder import RunFolder, begun, commit_of
 
 CONFIG: dict[str, dict[str, Any]] = {
     "recipe": {"lr": 0.1, "shards": None, "checkpoint_every": 5},
@@ -69,6 +69,26 @@ def test_a_folder_with_something_else_is_never_written_to(tmp_path: Path) -> Non
             with pytest.raises(UserError, match="holds no run; give --out a new folder"):
                 RunFolder(path, CONFIG, resume=resume)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [("file/x", "Not a directory"), ("/proc/x", "No such file or directory"), ("x" * 300, "File name too long")],
+    ids=["in a file", "in proc", "long"],
+)
+def test_a_folder_that_cannot_be_is_named(tmp_path: Path, name: str, why: str) -> None:
+    (tmp_path / "file").touch()
+    for resume in (False, True):
+        with pytest.raises(UserError, match=rf"{name} cannot be written \({why}\); give another --out"):
+            RunFolder(tmp_path / name, CONFIG, resume=resume)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_nothing_is_begun_in_a_folder_that_cannot_be(tmp_path: Path) -> None:
+    assert begun(tmp_path) == tmp_path
+    assert begun(tmp_path / "new") is None
+    with pytest.raises(UserError, match=r"cannot be written \(File name too long\); give another --out"):
+        begun(tmp_path / ("x" * 300))
 
 
 def test_resuming_another_recipe_shows_the_difference_key_by_key(tmp_path: Path) -> None:
