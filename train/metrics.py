@@ -17,6 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from pipeline.atomic import replacing
 from pipeline.console import console
+from pipeline.errors import UserError
 from train.clock import Clock
 from train.distributed import ALONE, World
 
@@ -134,13 +135,19 @@ class Log:
     Args:
         folder: The run's.
         examples: Where the run goes on: rows beyond it, which a killed process wrote, are dropped.
+
+    Raises:
+        UserError: If a row before the last one cannot be read.
     """
 
     def __init__(self, folder: Path, *, examples: int) -> None:
         path = folder / "metrics.jsonl"
-        rows = kept_rows(path.read_text(encoding="utf-8"), examples) if path.exists() else []
+        try:
+            rows = kept_rows(path.read_bytes(), examples) if path.exists() else []
+        except ValueError as error:
+            raise UserError(f"{path} is damaged ({error}); mend or remove that line, then go on with --resume") from None
         with replacing(path) as file:
-            file.write("".join(row + "\n" for row in rows).encode())
+            file.write(b"".join(row + b"\n" for row in rows))
         self.file = path.open("a", encoding="utf-8")
         self.events = SummaryWriter(str(folder), purge_step=examples + 1 if examples else None)
 
@@ -159,21 +166,25 @@ class Log:
         self.events.close()
 
 
-def kept_rows(text: str, examples: int) -> list[str]:
+def kept_rows(written: bytes, examples: int) -> list[bytes]:
     """Return the rows of a metrics.jsonl that lie at or before a point of the run.
 
     Args:
-        text: What a process, perhaps killed while it wrote, left.
+        written: What a process, perhaps killed while it wrote, left.
         examples: That point.
+
+    Raises:
+        ValueError: If a row before the last one, which the kill may have torn, is none.
     """
-    rows = []
-    for row in text.splitlines():
+    rows, kept = written.splitlines(), []
+    for number, row in enumerate(rows, 1):
         try:
             if json.loads(row)["examples"] <= examples:
-                rows.append(row)
-        except ValueError:  # torn by the kill
-            break
-    return rows
+                kept.append(row)
+        except (ValueError, KeyError, TypeError):
+            if number < len(rows):
+                raise ValueError(f"line {number} of {len(rows)} is no row of metrics") from None
+    return kept
 
 
 class Display:

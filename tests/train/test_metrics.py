@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipeline.errors import UserError
 from train.clock import Clock
 from train.metrics import Log, Meter, Pace, kept_rows, progress_line
 
@@ -81,10 +82,25 @@ def test_a_value_that_is_not_defined_is_left_out_of_a_row(tmp_path: Path) -> Non
     assert not {"NaN", "Infinity", "memorisation/given"} & set(re.findall(r"[\w/]+", row))
 
 
-def test_a_torn_row_ends_a_log() -> None:
-    whole = ['{"examples": 1}', '{"examples": 2}']
-    assert kept_rows("\n".join([*whole, '{"exam']), 5) == whole
-    assert kept_rows("", 5) == []
+TORN = [b'{"exam', b"\xff\xfe\x00", b"5", b"{}"]
+
+
+@pytest.mark.parametrize("torn", TORN)
+def test_a_torn_row_ends_a_log(torn: bytes) -> None:
+    whole = [b'{"examples": 1}', b'{"examples": 2}']
+    assert kept_rows(b"\n".join([*whole, torn]), 5) == whole
+    assert kept_rows(b"\n".join(whole), 1) == whole[:1]
+    assert kept_rows(b"", 5) == []
+
+
+@pytest.mark.parametrize("torn", TORN)
+def test_a_damaged_row_with_others_behind_it_is_named_and_nothing_is_dropped(tmp_path: Path, torn: bytes) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b"\n".join([b'{"examples": 1}', torn, b'{"examples": 2}', b""]))
+    before = path.read_bytes()
+    with pytest.raises(UserError, match=r"metrics\.jsonl is damaged \(line 2 of 3 is no row of metrics\); mend or remove"):
+        Log(tmp_path, examples=5)
+    assert path.read_bytes() == before
 
 
 def test_the_progress_line_shows_speed_waiting_loss_and_time_to_go() -> None:
