@@ -34,7 +34,7 @@ from train.methods.mlnt import teacher_share
 from train.models import build_model
 from train.models.twins import Twins
 from train.noise_scale import LEAST_BATCH, NoiseScale
-from train.recipes import Recipe
+from train.recipes import Recipe, check_share
 from train.schedule import learning_rate
 from train.select import Part
 from train.select.task import ALL
@@ -49,7 +49,11 @@ def train_images(num_images: int, val_frac: float) -> int:
     """Return how many of the images are trained on; the last ones are held out, as whole images.
 
     Image ids are a class-balanced shuffle, so the held-out part is balanced too.
+
+    Raises:
+        UserError: If the share to hold out is none.
     """
+    check_share("val_frac", val_frac)
     return num_images - round(val_frac * num_images)
 
 
@@ -135,6 +139,11 @@ def training_of(
     held_in = held_out_images(recipe, dataset).start
     if not held_in:
         raise UserError(f"val_frac {recipe.val_frac} holds all {dataset.formula.num_images} images out; lower it")
+    if recipe.window is not None and recipe.order == "full":
+        raise UserError(
+            f"--window {recipe.window} is for --order passes, which mixes so many blocks of images; leave it out, or "
+            "give --order passes"
+        )
     method = method_of(recipe, dataset, device=learner.device, wrong=wrong, part=part, transition=transition)
     batches = open_batches(
         dataset,

@@ -137,12 +137,12 @@ class Recipe:
     forget_epochs: float = 10.0
     rank_over: str = "batch"
     mlnt_sets: int = 10
-    mlnt_inner_lr: float = 0.2
+    mlnt_inner_lr: float = 0.01
     mlnt_weight: float = 0.4
     mlnt_order: str = "second"
     mlnt_neighbours: int = 10
     mlnt_replaced_frac: float = 0.5
-    mlnt_ramp_epochs: float = 20.0
+    mlnt_ramp_epochs: float = 2.0
     mlnt_teacher_examples: int = 128
     mixmatch_weight: float = 75.0
     mixmatch_temperature: float = 0.5
@@ -172,9 +172,7 @@ class Recipe:
         check_choice("schedule", self.schedule, SCHEDULES)
         check_choice("precision", self.precision, PRECISIONS)
         for name in ("momentum", "beta2", "warmup_frac", "val_frac", "label_smoothing", "forget_rate"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < 1:
-                raise UserError(f"{name} is {value}; give a number in [0, 1)")
+            check_share(name, getattr(self, name))
         if isinstance(self.select_rate, float | int) and not 0 <= self.select_rate < 1:
             raise UserError(f"select_rate is {self.select_rate}; give a number in [0, 1), or auto")
         if self.example_losses and self.method != "plain":
@@ -312,6 +310,11 @@ _ONLY_FOR: Final = {
     "transition": "forward",
     "mentor": "mlnt",
 }
+
+
+def free_fields(method: str) -> frozenset[str]:
+    """Return what may differ when a run of some method is resumed: also what this method does not look at."""
+    return FREE_FIELDS | {name for name, only in _ONLY_FOR.items() if only != method}
 
 
 def recipe_for(
@@ -526,7 +529,7 @@ def mlnt_recipe(num_images: int, num_copies: int) -> dict[str, Any]:
     is most of the gain. Of second order with two sets: 88.3 % (seed 0). Noisy validation (100 images) cannot tell mlnt
     from plain.
     """
-    return {**plain_recipe(num_images, num_copies), "mlnt_inner_lr": 0.01, "mlnt_ramp_epochs": 2.0}
+    return plain_recipe(num_images, num_copies)
 
 
 def mixmatch_recipe(num_images: int, num_copies: int) -> dict[str, Any]:
@@ -554,6 +557,16 @@ _RECIPES: Final = {
     "mlnt": mlnt_recipe,
     "mixmatch": mixmatch_recipe,
 }
+
+
+def check_share(name: str, value: float | None) -> None:
+    """Refuse what is no share of something.
+
+    Raises:
+        UserError: If it is given and not in [0, 1).
+    """
+    if value is not None and not 0 <= value < 1:
+        raise UserError(f"{name} is {value}; give a number in [0, 1)")
 
 
 def check_choice(kind: str, name: str, menu: Collection[str]) -> None:

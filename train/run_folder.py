@@ -27,7 +27,7 @@ import torch
 
 from pipeline.atomic import replacing
 from pipeline.errors import UserError
-from train.recipes import FREE_FIELDS, difference
+from train.recipes import difference, free_fields
 
 # What nets are made of and what decodes; the full name of DALI says which CUDA it is for.
 _OPTIONAL: Final = ("torchvision", "timm", "nvidia-dali", "ffcv", "webdataset")
@@ -100,7 +100,7 @@ class RunFolder:
         before = self.read("config.json")
         now = json.loads(json.dumps(config))  # tuples become lists, as they did on disk
         changes = difference(before["data"], now["data"])
-        changes += difference(before["recipe"], now["recipe"], free=FREE_FIELDS)
+        changes += difference(before["recipe"], now["recipe"], free=free_fields(now["recipe"]["method"]))
         if changes:
             raise UserError(
                 f"{self.path} holds a run of another recipe ({'; '.join(changes)}); "

@@ -3,9 +3,10 @@ import json
 import re
 import signal
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
-from calls import CPU, call, finish, rows, same, start, wait_for_a_checkpoint, weights
+from calls import CPU, call, finish, rows, same, selection_for, start, wait_for_a_checkpoint, weights
 
 from pipeline.builder import build
 from pipeline.dataset import dilute
@@ -13,6 +14,8 @@ from pipeline.plan import plan_build
 from pipeline.sources.synthetic import synthetic
 from train.checkpoint import load_state
 from train.cli import train
+from train.methods import METHODS
+from train.recipes import Recipe, recipe_for
 
 SMALL = ["mnist5k", "--alpha", "2", "--clean", "200", "--model", "perceptron", "--examples", "600", "--batch", "60"]
 
@@ -35,6 +38,19 @@ def test_help_explains_every_flag_with_its_default(
         flag = next(part for part in flags if part.lstrip("- ").startswith(name.replace("_", "-") + " "))
         assert "[default:" in flag, flag
         assert len(flag.split()) > 5, flag
+
+
+def test_the_defaults_that_help_gives_as_numbers_are_those_of_every_method() -> None:
+    told: dict[str, float] = {}
+    hints = get_type_hints(train, include_extras=True)
+    for name in inspect.signature(train).parameters:
+        words = re.search(r"\[default: ([\d,.]+)\]$", hints[name].__metadata__[0].help)
+        if words is not None and hasattr(Recipe, name):
+            told[name] = float(words[1].replace(",", ""))
+    assert len(told) > 15
+    for method in METHODS:
+        recipe = recipe_for("mnist5k", method, num_images=90, num_copies=4, **selection_for(method))
+        assert {name: getattr(recipe, name) for name in told} == told
 
 
 def test_the_command_line_is_the_one_that_was_agreed() -> None:
@@ -120,6 +136,10 @@ def test_a_second_run_into_a_folder_needs_resume_which_shows_the_result(
         (["mnist5k", "--batch", "100", "--accumulate", "3"], ["accumulate is 3", "a divisor of 100", "auto"]),
         (["mnist5k", "--lr", "-1"], ["lr", "-1"]),
         (["mnist5k", "--val-frac", "2"], ["val_frac", "2"]),
+        (["mnist5k", "--val-frac", "nan"], ["val_frac is nan", "[0, 1)"]),
+        (["mnist5k", "--val-frac", "inf"], ["val_frac is inf", "[0, 1)"]),
+        (["mnist5k", "--window", "8"], ["--window 8", "--order passes", "leave it out"]),
+        (["mnist5k", "--reuse", "8"], ["--reuse 8", "--order passes"]),
         (["mnist5k", "--epochs", "0"], ["epochs", "0"]),
         (["mnist5k", "--epochs", "1", "--examples", "5"], ["--epochs", "--examples"]),
         (["mnist5k", "--seed", "-1"], ["seed", "-1"]),

@@ -1,3 +1,4 @@
+import contextlib
 import json
 import shlex
 import subprocess
@@ -11,7 +12,7 @@ from pipeline.errors import UserError
 from train.run_folder import RunFolder, begun, commit_of
 
 CONFIG: dict[str, dict[str, Any]] = {
-    "recipe": {"lr": 0.1, "shards": None, "checkpoint_every": 5},
+    "recipe": {"method": "plain", "lr": 0.1, "shards": None, "checkpoint_every": 5},
     "data": {"alpha": 3, "mean": (0.1,)},
 }
 
@@ -102,6 +103,17 @@ def test_moved_data_and_other_checkpoint_times_are_the_same_run(tmp_path: Path) 
     RunFolder(tmp_path / "run", CONFIG, resume=False).close()
     moved = {"recipe": CONFIG["recipe"] | {"shards": "/elsewhere", "checkpoint_every": 9}, "data": CONFIG["data"]}
     RunFolder(tmp_path / "run", moved, resume=True).close()
+
+
+def test_what_only_another_method_looks_at_may_differ(tmp_path: Path) -> None:
+    for method in ("plain", "mlnt"):
+        path = tmp_path / method
+        before, now = (
+            {"recipe": {"method": method, "mlnt_inner_lr": rate}, "data": CONFIG["data"]} for rate in (0.2, 0.01)
+        )
+        RunFolder(path, before, resume=False).close()
+        with contextlib.nullcontext() if method == "plain" else pytest.raises(UserError, match="mlnt_inner_lr: 0.2"):
+            RunFolder(path, now, resume=True).close()
 
 
 def test_a_damaged_config_is_named(tmp_path: Path) -> None:
