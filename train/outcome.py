@@ -10,6 +10,8 @@ from typing import Any
 from rich.table import Table
 
 from pipeline.console import console
+from pipeline.loaders import Evaluation
+from pipeline.stream import images_of
 from pipeline.votes import known_vote
 from train.evaluate import TOP, best_by_noisy_validation, columns, confusion
 from train.loop import Run, all_replaced
@@ -24,6 +26,10 @@ def outcome(run: Run) -> dict[str, Any]:
     seen = run.world.gather((len(run.noisy_val) if run.noisy_val is not None else 0, len(run.test)))
     num_noisy_val, num_test = (sum(numbers) for numbers in zip(*seen, strict=True))
     unreadable = {name: int(last.get(f"eval/num_unreadable_{name}", 0)) for name in ("noisy_val", "test")}
+    num_noisy_val, num_test = num_noisy_val - unreadable["noisy_val"], num_test - unreadable["test"]
+    noisy_val = {"num_noisy_val_images": num_noisy_val}
+    if run.noisy_val is not None and run.noisy_val.own_labels:
+        noisy_val = {"num_noisy_val_images": held_out_images(run.noisy_val), "num_noisy_val_examples": num_noisy_val}
     replaced = all_replaced(run)
     return {
         "top1_accuracy": columns(run.evaluations),
@@ -32,8 +38,8 @@ def outcome(run: Run) -> dict[str, Any]:
         "memorisation": defined({name: last.get(f"memorisation/{name}") for name in ("given", "true")}),
         "noisy_val_loss": best.get("eval/noisy_val_loss"),
         "noisy_val_loss_se": best.get("eval/noisy_val_loss_se"),
-        "num_noisy_val_images": num_noisy_val - unreadable["noisy_val"],
-        "num_test_images": num_test - unreadable["test"],
+        **noisy_val,
+        "num_test_images": num_test,
         "num_unreadable": unreadable,
         "vote_baseline": known_vote(run.dataset),
         "observed_labels": run.dataset.observed,
@@ -45,6 +51,13 @@ def outcome(run: Run) -> dict[str, Any]:
         "wall_s": round(run.clock.wall_s, 3),
         **run.pace.totals(),
     }
+
+
+def held_out_images(examples: Evaluation) -> int:
+    """Return of how many images some examples are that are evaluated, whatever they show."""
+    if examples.example_ids is None:
+        return len(examples.images)
+    return len(images_of(examples.example_ids, examples.formula.num_images))
 
 
 def defined(values: Mapping[str, float | None]) -> dict[str, float | None]:
@@ -67,7 +80,10 @@ def result_table(result: dict[str, Any], title: str) -> Table:
     ]
     if result["noisy_val_loss"] is not None:
         loss = f"{result['noisy_val_loss']:.5f} ± {result['noisy_val_loss_se']:.5f}"
-        rows.append(("lowest noisy validation loss", f"{loss} ({result['num_noisy_val_images']:,} images)"))
+        seen = f"{result['num_noisy_val_images']:,} images"
+        if "num_noisy_val_examples" in result:
+            seen = f"{result['num_noisy_val_examples']:,} examples of {seen}"
+        rows.append(("lowest noisy validation loss", f"{loss} ({seen})"))
     if selection := result.get("selection"):
         rows.append(("selected", f"{selection['kept']:,} of {selection['judged']:,} examples"))
         if "label_precision" in selection:

@@ -259,7 +259,8 @@ def recipe(**given: Any) -> Recipe:
 def test_a_run_is_validated_on_all_held_out_examples_and_has_no_vote(law: str, tmp_path: Path) -> None:
     dataset, cpu = diluted(law), torch.device("cpu")
     result = run_experiment(recipe(val_frac=0.2), dataset, tmp_path / "run")
-    assert result["num_noisy_val_images"] == 6 * (1 + ALPHA)
+    assert (result["num_noisy_val_images"], result["num_noisy_val_examples"]) == (6, 6 * (1 + ALPHA))
+    assert any("examples of 6 images)" in cell for cell in result_table(result, "").columns[1].cells)
     best = build_learner(recipe(), dataset, cpu)
     best.evaluated.load_state_dict(load_state(tmp_path / "run" / "best.pt", cpu))
     held_out = open_evaluation(dataset, "train", stream="examples", images=range(24, 30))
