@@ -27,7 +27,7 @@ from train.distributed import ALONE, World
 from train.example_losses import ExampleLosses
 from train.learner import Learner, resolve_precision
 from train.loop import Run
-from train.memory import parts_that_fit
+from train.memory import free_bytes, parts_that_fit
 from train.methods import METHODS, Method, Setting
 from train.methods.forward import noisy_view
 from train.methods.mlnt import teacher_share
@@ -42,6 +42,9 @@ from train.theory.transition import checked_transition
 
 CPU: Final = torch.device("cpu")
 EVALUATED: Final = 1_000  # images at once, at most
+LABELS_AT_ONCE: Final = 1 << 24  # of images that are evaluated against all of theirs: 1,000 images of alpha 16,776
+_LABEL_BYTES: Final = 13  # of each of them while losses and shares are computed (measured)
+_KEPT_BYTES: Final = 4  # of an example, at least: its mean loss, or its label and whether it is selected
 MEMORISED: Final = 1_000  # training images whose wrong labels are looked at; the ids are a class-balanced shuffle
 
 
@@ -144,6 +147,7 @@ def training_of(
             f"--window {recipe.window} is for --order passes, which mixes so many blocks of images; leave it out, or "
             "give --order passes"
         )
+    check_labels(recipe, dataset, learner.world.size)
     method = method_of(recipe, dataset, device=learner.device, wrong=wrong, part=part, transition=transition)
     batches = open_batches(
         dataset,
@@ -164,6 +168,34 @@ def training_of(
         world_size=learner.world.size,
     )
     return method, batches
+
+
+def check_labels(recipe: Recipe, dataset: DilutedSet, num_processes: int = 1) -> None:
+    """Refuse more labels an image than can be held at once, where all of them are looked at.
+
+    Raises:
+        UserError: With the memory that they would take.
+    """
+    copies = 1 + dataset.formula.alpha
+    if not dataset.formula.law.adds_images and copies > LABELS_AT_ONCE:
+        raise UserError(
+            f"alpha {copies - 1:,}: evaluations look at all labels of hundreds of images, and those of one would take "
+            f"{copies * _LABEL_BYTES / 1e9:.1f} GB; lower --alpha, to {LABELS_AT_ONCE - 1:,} or less"
+        )
+    share, num_examples = recipe.batch // num_processes, dataset.formula.num_examples
+    needed = {}
+    if METHODS[recipe.method].stream == "images":
+        needed[f"all labels of a batch of {share:,} images"] = share * copies * _LABEL_BYTES
+    ranked = recipe.method == "coteaching" and recipe.rank_over == "data"
+    if recipe.select is not None or recipe.transition == "auto" or recipe.example_losses or ranked:
+        needed[f"what is kept of each of {num_examples:,} examples"] = num_examples * _KEPT_BYTES
+    free = free_bytes(CPU)
+    for what, size in needed.items():
+        if size > free:
+            raise UserError(
+                f"{what} would take {size / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; lower --alpha (here {copies - 1:,})"
+                f"{' or --batch' * ('batch' in what)}"
+            )
 
 
 def rows_at_once(recipe: Recipe) -> int:
@@ -200,14 +232,18 @@ def mentor_of(folder: Path, dataset: DilutedSet, device: torch.device) -> nn.Mod
     """Return the net of an earlier run as it was evaluated last.
 
     Raises:
-        UserError: If the folder holds no finished run, or its net is made for other images.
+        UserError: If the folder holds no finished run, its files are damaged, or its net is made for other images.
     """
     if not (folder / "result.json").exists():
         raise UserError(f"mentor {folder} holds no finished run; give the folder of one")
-    before: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))["recipe"]
-    net = build_model(before["model"], dataset.batch_shape, dataset.num_classes, seed=0)
+    otherwise = "give the folder of another run as --mentor"
     try:
-        net.load_state_dict(load_state(folder / "last.pt", device))
+        model = json.loads((folder / "config.json").read_text(encoding="utf-8"))["recipe"]["model"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder / 'config.json'} cannot be read ({error!r}); {otherwise}") from None
+    net = build_model(model, dataset.batch_shape, dataset.num_classes, seed=0)
+    try:
+        net.load_state_dict(load_state(folder / "last.pt", device, otherwise=otherwise))
     except RuntimeError:
         raise UserError(
             f"mentor {folder} is no single net for images of {dataset.batch_shape} in {dataset.num_classes} classes; "
@@ -229,13 +265,16 @@ def evaluation_of(
 ) -> Evaluation:
     """Open this process's part of some images for evaluation, in batches that fit memory where training does.
 
+    Training images come with all their labels, which may be many more than an image has pixels.
+
     Batches of 32 in place of 1,000 take 0.6 to 0.9 of the CPU time with conv2 and conv4, 4 times with mlp1, which is
     less than an image takes in training (mnist5k, bf16, one thread of AMD EPYC, torch 2.15, best of 4).
     """
+    labels = 1 + dataset.formula.alpha if split == "train" else 1
     return open_evaluation(
         dataset,
         split,
-        batch=min(EVALUATED, rows_at_once(recipe) // learner.world.size),
+        batch=min(EVALUATED, rows_at_once(recipe) // learner.world.size, max(1, LABELS_AT_ONCE // labels)),
         loader=recipe.loader,
         resize=recipe.resize,
         device=learner.device,

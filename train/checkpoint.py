@@ -38,8 +38,15 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
         raise UserError(f"cannot write {path}: {error}; make room, then go on with --resume") from error
 
 
-def load_state(path: Path, device: torch.device) -> dict[str, Any]:
+def load_state(
+    path: Path, device: torch.device, *, otherwise: str = "give another --out to start again"
+) -> dict[str, Any]:
     """Read what `save_state` wrote; nothing in the file can run code.
+
+    Args:
+        path: The file.
+        device: Where the tensors go.
+        otherwise: What the user can do if it is damaged.
 
     Raises:
         UserError: If the file is damaged.
@@ -51,7 +58,7 @@ def load_state(path: Path, device: torch.device) -> dict[str, Any]:
             raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
         state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
     except _DAMAGE as error:
-        raise UserError(f"{path} cannot be read ({error}); give another --out to start again") from error
+        raise UserError(f"{path} cannot be read ({error}); {otherwise}") from error
     return state
 
 

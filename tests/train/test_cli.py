@@ -125,6 +125,13 @@ def test_a_second_run_into_a_folder_needs_resume_which_shows_the_result(
         (["mnist5k", "--measure", "noise-scale", "--method", "histogram"], ["noise-scale", "histogram", "plain"]),
         (["mnist5k", "--log-every", "0"], ["log_every", "0"]),
         (["mnist5k", "--alpha", "-1"], ["alpha", "-1"]),
+        (["mnist5k", "--alpha", "100000000"], ["alpha 100,000,000", "1.3 GB", "lower --alpha, to 16,777,215 or less"]),
+        (
+            ["mnist5k", "--alpha", "16000000", "--method", "histogram", "--batch", "3600"],
+            ["all labels of a batch of 3,600 images", "748.8 GB", "lower --alpha (here 16,000,000) or --batch"],
+        ),
+        (["mnist5k", "--alpha", "16000000", "--select", "rsl"], ["64,000,004,000 examples", "256.0 GB", "--alpha"]),
+        (["mnist5k", "--alpha", "16000000", "--example-losses"], ["64,000,004,000 examples", "256.0 GB", "--alpha"]),
         (["mnist5k", "--alpha", "1.5"], ["--alpha", "integer", "(given: 1.5)"]),
         (["mnist5k", "--law", "pair"], ["pair", "--rate"]),
         (["mnist5k", "--rate", "0.4"], ["--rate", "--law"]),

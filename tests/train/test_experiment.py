@@ -22,7 +22,7 @@ from pipeline.plan import plan_build
 from pipeline.sources.synthetic import synthetic
 from pipeline.sources.types import Augmentation
 from pipeline.types import Batch
-from train.assemble import build_learner, train_images
+from train.assemble import build_learner, evaluation_of, train_images
 from train.checkpoint import load_state
 from train.clock import Clock
 from train.evaluate import evaluate
@@ -164,6 +164,14 @@ def test_a_part_of_the_examples_is_validated_on_their_labels_as_they_come(law: L
     labels = dataset.formula.labels_by_example(dataset.train.source_labels)[ids % 120 >= 60]
     loss = -logits[np.arange(len(labels)), labels].mean()
     assert last["eval/noisy_val_loss"] == pytest.approx(loss, rel=1e-5)  # sums of float32
+
+
+def test_an_evaluation_holds_so_many_labels_at_once(tiny: DilutedSet) -> None:
+    learner = build_learner(recipe(), tiny, CPU)
+    for alpha, wanted in ((0, 1_000), (16_000, 1_000), (10**6, 16), (10**7, 1)):
+        dataset = dilute(synthetic(num_train=60, num_test=20, height=8, width=8, channels=1, num_classes=4), alpha=alpha)
+        for split, rows_each in (("train", wanted), ("test", 1_000)):
+            assert evaluation_of(recipe(batch=5_000), dataset, learner, split).batch == rows_each
 
 
 def test_without_a_held_out_part_all_images_are_trained_on(tiny: DilutedSet, tmp_path: Path) -> None:

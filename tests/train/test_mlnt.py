@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -448,6 +449,14 @@ def test_a_run_has_the_net_of_an_earlier_one_for_a_mentor(tiny: DilutedSet, tmp_
     assert not net.training
     with pytest.raises(UserError, match=r"mentor .*nowhere holds no finished run; give the folder of one"):
         run_experiment(recipe(mentor=str(tmp_path / "nowhere")), tiny, tmp_path / "refused")
+    for name, content in (("config.json", '{"recipe"'), ("config.json", "{}"), ("config.json", "5"), ("last.pt", None)):
+        shutil.copytree(tmp_path / "plain", tmp_path / "damaged", dirs_exist_ok=True)
+        (tmp_path / "damaged" / name).unlink()
+        if content is not None:
+            (tmp_path / "damaged" / name).write_text(content)
+        with pytest.raises(UserError, match=rf"damaged/{name} cannot be read .*; give the folder of another run as --m"):
+            run_experiment(recipe(mentor=str(tmp_path / "damaged")), tiny, tmp_path / "refused")
+    assert not (tmp_path / "refused").exists()
     other = dilute(synthetic(num_train=60, num_test=20, height=8, width=8, channels=1, num_classes=5), alpha=3)
     with pytest.raises(UserError, match=r"no single net for images of .* in 5 classes; .* another --method"):
         run_experiment(recipe(mentor=str(tmp_path / "plain")), other, tmp_path / "refused")
