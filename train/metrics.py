@@ -145,7 +145,9 @@ class Log:
         try:
             rows = kept_rows(path.read_bytes(), examples) if path.exists() else []
         except ValueError as error:
-            raise UserError(f"{path} is damaged ({error}); mend or remove that line, then go on with --resume") from None
+            raise UserError(
+                f"{path} is damaged ({error}); mend or remove that line, then go on with --resume"
+            ) from None
         with replacing(path) as file:
             file.write(b"".join(row + b"\n" for row in rows))
         self.file = path.open("a", encoding="utf-8")

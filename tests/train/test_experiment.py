@@ -169,7 +169,9 @@ def test_a_part_of_the_examples_is_validated_on_their_labels_as_they_come(law: L
 def test_an_evaluation_holds_so_many_labels_at_once(tiny: DilutedSet) -> None:
     learner = build_learner(recipe(), tiny, CPU)
     for alpha, wanted in ((0, 1_000), (16_000, 1_000), (10**6, 16), (10**7, 1)):
-        dataset = dilute(synthetic(num_train=60, num_test=20, height=8, width=8, channels=1, num_classes=4), alpha=alpha)
+        dataset = dilute(
+            synthetic(num_train=60, num_test=20, height=8, width=8, channels=1, num_classes=4), alpha=alpha
+        )
         for split, rows_each in (("train", wanted), ("test", 1_000)):
             assert evaluation_of(recipe(batch=5_000), dataset, learner, split).batch == rows_each
 

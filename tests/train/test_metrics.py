@@ -98,7 +98,9 @@ def test_a_damaged_row_with_others_behind_it_is_named_and_nothing_is_dropped(tmp
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b"\n".join([b'{"examples": 1}', torn, b'{"examples": 2}', b""]))
     before = path.read_bytes()
-    with pytest.raises(UserError, match=r"metrics\.jsonl is damaged \(line 2 of 3 is no row of metrics\); mend or remove"):
+    with pytest.raises(
+        UserError, match=r"metrics\.jsonl is damaged \(line 2 of 3 is no row of metrics\); mend or remove"
+    ):
         Log(tmp_path, examples=5)
     assert path.read_bytes() == before
 

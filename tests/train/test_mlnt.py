@@ -454,7 +454,9 @@ def test_a_run_has_the_net_of_an_earlier_one_for_a_mentor(tiny: DilutedSet, tmp_
         (tmp_path / "damaged" / name).unlink()
         if content is not None:
             (tmp_path / "damaged" / name).write_text(content)
-        with pytest.raises(UserError, match=rf"damaged/{name} cannot be read .*; give the folder of another run as --m"):
+        with pytest.raises(
+            UserError, match=rf"damaged/{name} cannot be read .*; give the folder of another run as --m"
+        ):
             run_experiment(recipe(mentor=str(tmp_path / "damaged")), tiny, tmp_path / "refused")
     assert not (tmp_path / "refused").exists()
     other = dilute(synthetic(num_train=60, num_test=20, height=8, width=8, channels=1, num_classes=5), alpha=3)

@@ -112,7 +112,7 @@ def test_what_only_another_method_looks_at_may_differ(tmp_path: Path) -> None:
             {"recipe": {"method": method, "mlnt_inner_lr": rate}, "data": CONFIG["data"]} for rate in (0.2, 0.01)
         )
         RunFolder(path, before, resume=False).close()
-        with contextlib.nullcontext() if method == "plain" else pytest.raises(UserError, match="mlnt_inner_lr: 0.2"):
+        with contextlib.nullcontext() if method == "plain" else pytest.raises(UserError, match=r"mlnt_inner_lr: 0\.2"):
             RunFolder(path, now, resume=True).close()
 
 
