@@ -81,14 +81,15 @@ def build_model(name: str, image_shape: Shape, num_classes: int, *, seed: int, l
     return net
 
 
-def last_layers(net: nn.Module) -> list[nn.Module]:
+def last_layers(net: nn.Module) -> list[nn.Linear | nn.Conv2d]:
     """Return the layers that give a net's logits, linear or convolutions: one, or several whose mean is taken.
 
     Raises:
         UserError: If there is none.
     """
-    heads = net.get_classifier() if hasattr(net, "get_classifier") else net
-    found = []
+    classifier: Any = getattr(net, "get_classifier", lambda: net)
+    heads = classifier()
+    found: list[nn.Linear | nn.Conv2d] = []
     for head in heads if isinstance(heads, list | tuple | nn.ModuleList) else [heads]:
         found += [layer for layer in head.modules() if isinstance(layer, nn.Linear | nn.Conv2d)][-1:]
     if not found:
