@@ -7,7 +7,7 @@ need besides: sums of scores, a common decision to save or stop, and one voice f
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -22,6 +22,13 @@ from pipeline.console import console
 from pipeline.errors import UserError
 
 Made = TypeVar("Made")
+_NUMBERS: Final = ("WORLD_SIZE", "RANK", "LOCAL_RANK")
+_START: Final = "start several processes with torchrun, or unset WORLD_SIZE for a single one"
+# What gloo, NCCL and torch's store say where another process is no more, in small letters.
+_LOST: Final = (
+    *("connection closed", "connection reset", "connection was", "connection refused", "broken pipe", "by peer"),
+    *("timed out", "timeout", "pair closure", "remote process", "remote server", "communicator was aborted"),
+)
 _PATIENCE: Final = timedelta(minutes=10)  # a checkpoint may be written to slow storage while the others wait
 
 
@@ -124,13 +131,13 @@ def joined() -> Iterator[World]:
     """Join the processes that torchrun started, if it did; only the first one prints.
 
     Raises:
-        UserError: If another process ended before its time.
+        UserError: If what the environment says of the processes is not whole, they do not find each other, or another
+            one ended before its time.
     """
-    size = int(os.environ.get("WORLD_SIZE", 1))
-    if size == 1:
+    world = _told(os.environ)
+    if world.size == 1:
         yield ALONE
         return
-    world = World(int(os.environ["RANK"]), size, int(os.environ["LOCAL_RANK"]))
     device = world.device()
     if device.type == "cuda":
         if world.local_rank >= torch.cuda.device_count():
@@ -140,7 +147,13 @@ def joined() -> Iterator[World]:
             )
         torch.cuda.set_device(device)
     # What lies on a CPU goes by gloo, which notices at once when a process dies; NCCL would wait for it.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
+    try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
+    except (RuntimeError, ValueError) as error:
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise UserError(
+            f"rank {world.rank}: the {world.size} processes did not meet at {where} ({_first_line(error)}); {_START}"
+        ) from error
     console.quiet = not world.is_first
     try:
         yield world
@@ -148,17 +161,50 @@ def joined() -> Iterator[World]:
         error.args = (f"rank {world.rank}: {error}",)
         raise
     except RuntimeError as error:
-        if not _is_lost(error):
+        if not _is_of_processes(error):
             raise
-        reason = next(iter(str(error).splitlines()), "")
-        raise UserError(
-            f"rank {world.rank}: another process of this run ended ({reason[:120]}); its own message says why; "
-            "the same command with --resume goes on from the last checkpoint"
-        ) from error
+        if _is_lost(error):
+            raise UserError(
+                f"rank {world.rank}: another process of this run ended ({_first_line(error)}); its own message says "
+                "why; the same command with --resume goes on from the last checkpoint"
+            ) from error
+        more = "; with NCCL_DEBUG=INFO in the environment NCCL says more" * ("NCCL" in str(error))
+        raise UserError(f"rank {world.rank}: the processes cannot work together: {_first_line(error)}{more}") from error
     else:
         dist.destroy_process_group()
 
 
+def _told(environment: Mapping[str, str]) -> World:
+    """Return what a launcher said of this process.
+
+    Raises:
+        UserError: If it said too little, or what cannot be.
+    """
+    if environment.get("WORLD_SIZE", "1") == "1":
+        return ALONE
+    size = f"WORLD_SIZE is {environment['WORLD_SIZE']}"
+    if missing := [name for name in (*_NUMBERS, "MASTER_ADDR", "MASTER_PORT") if not environment.get(name)]:
+        raise UserError(f"{size}, but the environment lacks {', '.join(missing)}; {_START}")
+    wrong = [f"{name} is {environment[name]}" for name in _NUMBERS if not environment[name].isdecimal()]
+    if wrong:
+        raise UserError(f"{', '.join(wrong)}, no whole number; {_START}")
+    world = World(*(int(environment[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
+    if world.rank >= world.size:
+        raise UserError(f"RANK is {world.rank} and {size}; ranks are 0 to {world.size - 1}; {_START}")
+    return world
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "")[:160]
+
+
 def _is_lost(error: RuntimeError) -> bool:
-    """Say whether an error is that of a connection to a process that is no more."""
-    return isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "Connection", "NCCL"))
+    """Say whether an error of what connects the processes is that of one that is no more."""
+    return any(word in str(error).lower() for word in _LOST)
+
+
+def _is_of_processes(error: RuntimeError) -> bool:
+    """Say whether an error comes from what connects the processes."""
+    return isinstance(error, dist.DistError) or any(
+        word in str(error) for word in ("gloo", "Gloo", "Connection", "NCCL")
+    )

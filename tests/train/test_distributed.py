@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,10 +17,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 import world_checks
 from calls import weights
 from torch import nn
 
+from pipeline.console import console
+from pipeline.errors import UserError
 from train.distributed import World, joined
 from train.experiment import run_experiment
 from train.methods import METHODS
@@ -212,6 +216,92 @@ def test_a_single_process_is_a_world_of_its_own(monkeypatch: pytest.MonkeyPatch)
         assert world.is_first
         assert world.largest(3, 4) == [3, 4]
         assert world.gather("x") == ["x"]
+
+
+WHOLE = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29400"}
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE is 2, but the environment lacks RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT;"),
+        ({**WHOLE, "LOCAL_RANK": ""}, "WORLD_SIZE is 2, but the environment lacks LOCAL_RANK;"),
+        ({**WHOLE, "WORLD_SIZE": "two", "RANK": "-1"}, "WORLD_SIZE is two, RANK is -1, no whole number;"),
+        ({**WHOLE, "RANK": "2"}, "RANK is 2 and WORLD_SIZE is 2; ranks are 0 to 1;"),
+    ],
+)
+def test_what_a_launcher_left_in_the_environment_is_named(
+    monkeypatch: pytest.MonkeyPatch, told: dict[str, str], words: str
+) -> None:
+    for name in WHOLE:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    with (
+        pytest.raises(UserError, match=f"^{words} start several processes with torchrun, or unset WORLD_SIZE"),
+        joined(),
+    ):
+        pass
+
+
+def test_processes_that_do_not_meet_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        for name, value in {**WHOLE, "RANK": "0", "LOCAL_RANK": "0", "MASTER_PORT": port}.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
+        with (
+            pytest.raises(
+                UserError, match=rf"rank 0: the 2 processes did not meet at 127\.0\.0\.1:{port} \(.*EADDRINUSE"
+            ),
+            joined(),
+        ):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (RuntimeError("[/gloo/transport/tcp/pair.cc:5] Connection closed by peer [127.0.0.1]:1"), "another process"),
+        (RuntimeError("[/gloo/transport/tcp/pair.cc:5] Read error [127.0.0.1]:1: Connection reset by peer"), "another"),
+        (RuntimeError("[/gloo/buffer.cc:8] Timed out waiting 600000ms for recv operation to complete"), "another"),
+        (
+            dist.DistBackendError("NCCL error in: x.cpp:77, remote process exited or there was a network error"),
+            "another",
+        ),
+        (dist.DistNetworkError("failed to recv, got 0 bytes. Connection was likely closed."), "another process"),
+        (
+            dist.DistBackendError("NCCL error in: x.cpp:77, unhandled system error (run with NCCL_DEBUG=INFO)\nmore"),
+            r"the processes cannot work together: NCCL error in: x.cpp:77, unhandled system error \(run with",
+        ),
+        (
+            dist.DistBackendError("NCCL error in: x.cpp:77, invalid usage (run with NCCL_DEBUG=WARN)"),
+            "the processes cannot",
+        ),
+        (RuntimeError("[/gloo/transport/tcp/device.cc:8] Unable to find address for: host"), "the processes cannot"),
+    ],
+)
+def test_only_what_says_so_is_a_process_that_ended(
+    monkeypatch: pytest.MonkeyPatch, error: RuntimeError, words: str
+) -> None:
+    for name, value in WHOLE.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(dist, "init_process_group", lambda *_, **__: None)
+    monkeypatch.setattr(console, "quiet", False)
+    with pytest.raises(UserError, match=f"^rank 1: {words}") as raised, joined():
+        raise error
+    assert "\n" not in str(raised.value)
+
+
+def test_an_error_of_our_own_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in WHOLE.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(dist, "init_process_group", lambda *_, **__: None)
+    monkeypatch.setattr(console, "quiet", False)
+    with pytest.raises(RuntimeError, match=r"^a timeout of something else$"), joined():
+        raise RuntimeError("a timeout of something else")
 
 
 def test_one_two_and_changing_numbers_of_processes_train_the_same_net(tmp_path: Path) -> None:
