@@ -193,9 +193,8 @@ def check_labels(recipe: Recipe, dataset: DilutedSet, num_processes: int = 1) ->
     for what, size in needed.items():
         if size > free:
             raise UserError(
-                f"{what} would take {size / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; "
-                f"lower --alpha (here {copies - 1:,})"
-                f"{' or --batch' * ('batch' in what)}"
+                f"{what} would take {size / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; lower --alpha "
+                f"(here {copies - 1:,}){' or --batch' * ('batch' in what)}"
             )
 
 

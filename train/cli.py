@@ -300,7 +300,12 @@ def train(
         Option(help="auto (bf16 where the hardware has it, else fp32), bf16, fp16, tf32, fp32 [default: auto]"),
     ] = None,
     compile: Annotated[
-        bool, Option("--compile", help="Let torch compile the net; needs a C++ compiler or a GPU [default: off]")
+        bool,
+        Option(
+            "--compile",
+            help="Let torch compile the net; needs a C++ compiler ($CXX or g++), on a GPU a C compiler ($CC, gcc or "
+            "clang) [default: off]",
+        ),
     ] = False,
     deterministic: Annotated[
         bool,

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import shutil
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import torch
 from jaxtyping import Float64, Int64
 from numpy import ndarray as Array
 
@@ -116,8 +119,10 @@ def _run_experiment(
     learner.accumulate = int(*world.largest(parts))
     learner.join(world)
     recipe = dataclasses.replace(recipe, accumulate=learner.accumulate)
+    finished = before is not None and (before / "result.json").exists()
+    if recipe.compile and not finished:
+        world.together(lambda: check_compiler(device))
     if save_confusion is not None:
-        finished = before is not None and (before / "result.json").exists()
         held_out = len(held_out_images(recipe, dataset))
         world.together(lambda: check_confusion_file(save_confusion, held_out, finished=finished))
     method, batches = world.together(lambda: training_of(recipe, dataset, learner, part))
@@ -355,6 +360,19 @@ def write_example_losses(run: Run) -> None:
     losses = run.example_losses.means(run.batches, run.clock.examples)
     if run.world.is_first:
         write_losses(run.folder / "losses.npy", losses)
+
+
+def check_compiler(device: torch.device) -> None:
+    """Refuse to compile where nothing can: torch writes C++ for a CPU, and Triton's launchers are C.
+
+    Raises:
+        UserError: If there is no compiler.
+    """
+    variable, names = ("CC", ["gcc", "clang"]) if device.type == "cuda" else ("CXX", ["g++"])
+    given = os.environ.get(variable)
+    if not any(map(shutil.which, names if given is None else [given])):
+        where = f"${variable} is {given}, which is none" if given is not None else f"there is no {' or '.join(names)}"
+        raise UserError(f"--compile needs a compiler, and {where}; install one, set ${variable} to it, or leave it out")
 
 
 def check_confusion_file(path: Path, num_held_out: int, *, finished: bool) -> None:

@@ -2,6 +2,7 @@ import dataclasses
 import json
 import os
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from train.assemble import build_learner, evaluation_of, train_images
 from train.checkpoint import load_state
 from train.clock import Clock
 from train.evaluate import evaluate
-from train.experiment import Stopped, run_experiment
+from train.experiment import Stopped, check_compiler, run_experiment
 from train.learner import Learner
 from train.loop import kept_quality, stop_signals
 from train.methods import METHODS
@@ -174,6 +175,28 @@ def test_an_evaluation_holds_so_many_labels_at_once(tiny: DilutedSet) -> None:
         )
         for split, rows_each in (("train", wanted), ("test", 1_000)):
             assert evaluation_of(recipe(batch=5_000), dataset, learner, split).batch == rows_each
+
+
+def test_a_compiler_that_is_not_there_is_named_at_the_start(
+    tiny: DilutedSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = torch.device("cuda")
+    for variable, device, none in (("CXX", CPU, r"no g\+\+"), ("CC", gpu, "no gcc or clang")):
+        monkeypatch.setenv(variable, str(tmp_path / "cc"))
+        with pytest.raises(UserError, match=rf"--compile needs a compiler, and \${variable} is .*cc, which is none; "):
+            check_compiler(device)
+        monkeypatch.setenv(variable, sys.executable)
+        check_compiler(device)
+        monkeypatch.delenv(variable)
+        with monkeypatch.context() as patch:
+            patch.setenv("PATH", str(tmp_path))
+            with pytest.raises(UserError, match=f"a compiler, and there is {none}; install"):
+                check_compiler(device)
+    monkeypatch.setenv("CXX", str(tmp_path / "cc"))
+    monkeypatch.setenv("CC", str(tmp_path / "cc"))
+    with pytest.raises(UserError, match="--compile needs a compiler"):
+        run_experiment(recipe(compile=True), tiny, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_without_a_held_out_part_all_images_are_trained_on(tiny: DilutedSet, tmp_path: Path) -> None:
