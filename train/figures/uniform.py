@@ -29,8 +29,8 @@ def uniform_small(dataset: str, scale: Scale) -> list[Point]:
 
     Source: Rolnick et al. 2017, uniform noise on MNIST; the nets' depths are from memory.
     Deviates: widths, lengths and AdamW are ours; scale cpu has 4,000 clean labels and at most 300,000 examples a run.
-    Cost: `tools/reproduce fig1`, at scale cpu 90 candidates and 60 more runs for three seeds, 1.9 h, added up, on a core
-        of Intel Xeon with AMX each, with other work beside.
+    Cost: `tools/reproduce fig1`, at scale cpu 90 candidates and 60 more runs for three seeds, 1.9 h, added up, on a
+        core of Intel Xeon with AMX each, with other work beside.
     """
     alphas = scale.pick((0, 2), (0, 5, 10, 20, 50, 100), (0, 5, 10, 20, 30, 50, 70, 100))
     models = scale.pick(("perceptron", "conv2"), SMALL_NETS, SMALL_NETS)
