@@ -52,7 +52,7 @@ def check_model(name: str) -> None:
     try:
         timm.get_pretrained_cfg(name)
     except RuntimeError as error:  # a tag that it does not have
-        raise UserError(f"unknown model '{name}': {error}; leave out what follows the dot") from error
+        raise UserError(f"unknown model '{name}': {str(error).rstrip('.')}; leave out what follows the dot") from error
 
 
 def build_model(name: str, image_shape: Shape, num_classes: int, *, seed: int, learner: int = 0) -> nn.Module:
