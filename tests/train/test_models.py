@@ -125,7 +125,7 @@ def test_models_of_timm_start_uniform_whatever_gives_their_logits(name: str, hea
 
 
 def test_a_tag_that_a_model_of_timm_does_not_have_is_named() -> None:
-    with pytest.raises(UserError, match=r"unknown model 'resnet18\.bogus': .*bogus.*18; leave out what follows the dot"):
+    with pytest.raises(UserError, match=r"'resnet18\.bogus': .*bogus.*18; leave out what follows the dot"):
         build_model("resnet18.bogus", (64, 64, 3), 5, seed=0)
 
 
