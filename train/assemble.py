@@ -19,6 +19,7 @@ from pipeline.console import console
 from pipeline.dataset import DilutedSet
 from pipeline.errors import UserError
 from pipeline.laws.files import read_matrix
+from pipeline.laws.law import check_share
 from pipeline.loaders import Batches, Evaluation, batches_ahead, choose, open_batches, open_evaluation
 from pipeline.stream import images_of
 from train.checkpoint import load_state
@@ -34,7 +35,7 @@ from train.methods.mlnt import teacher_share
 from train.models import build_model
 from train.models.twins import Twins
 from train.noise_scale import LEAST_BATCH, NoiseScale
-from train.recipes import Recipe, check_share
+from train.recipes import Recipe
 from train.schedule import learning_rate
 from train.select import Part
 from train.select.task import ALL
@@ -56,7 +57,7 @@ def train_images(num_images: int, val_frac: float) -> int:
     Raises:
         UserError: If the share to hold out is none.
     """
-    check_share("val_frac", val_frac)
+    check_share("val_frac", val_frac, below_one=True)
     return num_images - round(val_frac * num_images)
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from pipeline.errors import UserError
+from pipeline.laws.law import check_share
 from train.learner import OPTIMIZERS, PRECISIONS
 from train.measured import best_batch, best_rate
 from train.methods import METHODS
@@ -172,7 +173,8 @@ class Recipe:
         check_choice("schedule", self.schedule, SCHEDULES)
         check_choice("precision", self.precision, PRECISIONS)
         for name in ("momentum", "beta2", "warmup_frac", "val_frac", "label_smoothing", "forget_rate"):
-            check_share(name, getattr(self, name))
+            if (value := getattr(self, name)) is not None:
+                check_share(name, value, below_one=True)
         if isinstance(self.select_rate, float | int) and not 0 <= self.select_rate < 1:
             raise UserError(f"select_rate is {self.select_rate}; give a number in [0, 1), or auto")
         if self.example_losses and self.method != "plain":
@@ -557,16 +559,6 @@ _RECIPES: Final = {
     "mlnt": mlnt_recipe,
     "mixmatch": mixmatch_recipe,
 }
-
-
-def check_share(name: str, value: float | None) -> None:
-    """Refuse what is no share of something.
-
-    Raises:
-        UserError: If it is given and not in [0, 1).
-    """
-    if value is not None and not 0 <= value < 1:
-        raise UserError(f"{name} is {value}; give a number in [0, 1)")
 
 
 def check_choice(kind: str, name: str, menu: Collection[str]) -> None:

@@ -86,10 +86,7 @@ class RunFolder:
 
     def read(self, name: str) -> Any:
         """Read one of the JSON files."""
-        try:
-            return json.loads((self.path / name).read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"{self.path / name} is damaged ({error}); give another --out") from None
+        return read_json(self.path / name)
 
     def write(self, name: str, content: Any) -> None:
         """Write one of the JSON files, atomically."""
@@ -106,6 +103,18 @@ class RunFolder:
                 f"{self.path} holds a run of another recipe ({'; '.join(changes)}); "
                 "resume it with its own flags, or give another --out"
             )
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file of a folder that --out gave.
+
+    Raises:
+        UserError: If it is damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); give another --out") from None
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from train.figures.rows import Row
 from train.figures.runs import Job, Place, finish, open_point, recipe_of, row_of, run_jobs
 from train.metrics import rows_with
 from train.recipes import Recipe, difference, rows_an_epoch
+from train.run_folder import read_json
 
 EVALUATIONS: Final = 20  # of a run: the mean of the last ten is that of its second half; speed is read as often
 BUDGETS: Final = {"epochs": "equal epochs", "time": "equal time"}
@@ -278,10 +279,7 @@ def claim(comparison: Comparison) -> None:
     """
     out, now = comparison.place.out, description(comparison)
     if (out / FILE).exists():
-        try:
-            before = json.loads((out / FILE).read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"{out / FILE} is damaged ({error}); give another --out") from None
+        before = read_json(out / FILE)
         changes = difference(before, now, free={"methods", "seeds", "equal_time"})
         if changes:
             raise UserError(f"{out} holds another comparison ({'; '.join(changes)}); give another --out")

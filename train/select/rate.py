@@ -68,8 +68,8 @@ def refuse_copies(task: Task) -> None:
     Raises:
         UserError: If that is so.
     """
-    alpha, share = task.dataset.formula.alpha, task.dataset.wrong_share
-    if alpha:
+    if alpha := task.dataset.formula.alpha:
+        share = task.dataset.wrong_share
         told = "" if share is None else f"; by the law it is {share:.4g}"
         raise UserError(
             f"selection {task.recipe.select} estimates the share of wrong labels from nets that fit their labels, and "
